@@ -1,0 +1,1 @@
+"""Train neural networks that end up small, and prove it."""
