@@ -95,7 +95,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
             f"{path} holds {len(raw):,} bytes, its header asks for {expected:,}: it is truncated or damaged; "
             f"{remedy}"
         )
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).reshape(shape)
+    return torch.from_numpy(np.frombuffer(bytearray(raw), dtype=np.uint8)[header:].reshape(shape))
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -29,8 +29,8 @@ class Block(nn.Module):
         """Map tokens (B, T, width) to tokens of the same shape."""
         y = self.norm1(x)
         x = x + self.attention(y, y, y, need_weights=False)[0]
-        x = x + self.mlp(self.norm2(x))
-        return x
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class VisionTransformer(nn.Module):
