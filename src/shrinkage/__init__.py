@@ -1,1 +1,27 @@
 """Train neural networks that end up small, and prove it."""
+
+from shrinkage.core.errors import InputError, MissingExtra, ShrinkageError, StateError, TargetError
+from shrinkage.core.granularity import NM, Block, Row, Weight
+from shrinkage.core.hold import keep_zeros
+from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "HALO",
+    "MCP",
+    "NM",
+    "SWS",
+    "Block",
+    "Bridge",
+    "InputError",
+    "Lasso",
+    "MissingExtra",
+    "Row",
+    "ShrinkageError",
+    "StateError",
+    "TargetError",
+    "Weight",
+    "__version__",
+    "keep_zeros",
+]

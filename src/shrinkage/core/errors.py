@@ -39,6 +39,6 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f'{module} is needed for this and could not be imported ({error}); '
+            f"{module} is needed for this and could not be imported ({error}); "
             f'install it with: pip install "shrinkage[{extra}]"'
         ) from error

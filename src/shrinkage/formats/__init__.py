@@ -1,0 +1,1 @@
+"""Tensors to bytes and back; nothing here knows about models."""

@@ -1,0 +1,169 @@
+"""The dial: how many units must be zero, where, and the thresholds that make it so.
+
+Selected tensors fall into *pools* that share one count: a tensor with a target of its own is a pool by
+itself, all others form one. In each pool a floor protects every tensor's largest units, so that no
+layer is emptied. Precedence: the floor over both targets, a tensor's own target over the global one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage.core.errors import InputError, TargetError
+from shrinkage.core.granularity import NM, Granularity
+from shrinkage.core.selection import match_names
+from shrinkage.core.threshold import kth_smallest, smallest
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Tensors that share one exact count of zeros.
+
+    Attributes:
+        members: indices of the tensors.
+        units: units in each member.
+        kept: how many of each member's largest units are protected.
+        zeros: how many units of the pool are to be zero.
+    """
+
+    members: tuple[int, ...]
+    units: tuple[int, ...]
+    kept: tuple[int, ...]
+    zeros: int
+
+
+class Dial:
+    """Exact targets for a list of tensors.
+
+    Args:
+        names: of the tensors.
+        units: units in each.
+        out_dims: output dimension of each (only N:M looks at it).
+        granularity: how they are cut.
+        sparsity: share of zeros of all tensors without a target of their own, in (0, 1).
+        layer_sparsity: shares by name pattern, in [0, 1).
+        floor: a tensor keeps at least this share of the density asked of its pool, in [0, 1],
+            and at least one unit if it is positive.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        units: Sequence[int],
+        out_dims: Sequence[int],
+        granularity: Granularity,
+        sparsity: float,
+        layer_sparsity: Mapping[str, float],
+        floor: float,
+    ) -> None:
+        if not 0.0 <= floor <= 1.0:
+            raise InputError(f"floor must lie in [0, 1], got {floor}")
+        for pattern, share in layer_sparsity.items():
+            if not 0.0 <= share < 1.0:
+                raise InputError(f"layer_sparsity[{pattern!r}] must lie in [0, 1), got {share}")
+        own = match_names(layer_sparsity, names)
+        shared = tuple(i for i, name in enumerate(names) if name not in own)
+        groups: list[tuple[tuple[int, ...], float]] = [
+            ((i,), layer_sparsity[own[name]]) for i, name in enumerate(names) if name in own
+        ]
+        if shared:
+            groups.append((shared, sparsity))
+        self._nm = granularity if isinstance(granularity, NM) else None
+        self._out_dims = tuple(out_dims)
+        self.pools = [self._pool(members, share, [units[i] for i in members], floor) for members, share in groups]
+        self.units = sum(units)
+        self.zeros = sum(pool.zeros for pool in self.pools)
+
+    def _pool(self, members: tuple[int, ...], share: float, units: list[int], floor: float) -> Pool:
+        total = sum(units)
+        zeros = round(share * total)
+        if zeros >= total:
+            raise InputError(f"sparsity {share} of {total} units leaves nothing; ask for less")
+        density = 1 - zeros / total
+        kept = [max(math.ceil(floor * density * n), 1) if floor and self._nm is None else 0 for n in units]
+        if sum(kept) > total - zeros:
+            raise InputError(
+                f"floor={floor} keeps {sum(kept)} units in {len(members)} tensors, more than the "
+                f"{total - zeros} that sparsity {share} leaves; lower the floor (0 switches it off)"
+            )
+        return Pool(members, tuple(units), tuple(kept), zeros)
+
+    def limits(self, ratios: Sequence[Tensor], flats: Sequence[Tensor], share: float) -> list[Tensor]:
+        """The largest ratio of each tensor that is to become zero, when ``share`` of the target is wanted.
+
+        A unit goes exactly if its ratio is at most its tensor's limit.
+
+        Args:
+            ratios: one tensor of ratios ≥ 0 a parameter. Overwritten.
+            flats: for each pool the 1-d storage behind its members' ratios, in order.
+            share: share of the target, in [0, 1].
+        """
+        found: dict[int, Tensor] = {}
+        for pool, flat in zip(self.pools, flats, strict=True):
+            wanted = math.floor(share * pool.zeros + 1e-9)
+            tops = {}
+            for i, n, kept in zip(pool.members, pool.units, pool.kept, strict=True):
+                if self._nm is not None:
+                    ratios[i].masked_fill_(~self._nm.removable(ratios[i], self._out_dims[i]), torch.inf)
+                elif kept:
+                    tops[i] = _protect_largest(ratios[i], n - kept)
+            limit = kth_smallest(flat, wanted, overwrite=True) if wanted else flat.new_full((), -1.0)
+            for i in pool.members:
+                found[i] = torch.minimum(limit, tops[i]) if i in tops else limit
+        return [found[i] for i in range(len(ratios))]
+
+    def pattern(self, scores: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
+        """Which units stay (``True``): exactly the wanted number in each pool, the largest scores.
+
+        Args:
+            scores: ≥ 0, one tensor a parameter.
+            seconds: decide between equal scores; ≥ 0, finite.
+        """
+        kept: dict[int, Tensor] = {}
+        for pool in self.pools:
+            keys = []
+            for i, n, safe in zip(pool.members, pool.units, pool.kept, strict=True):
+                key = scores[i]
+                if self._nm is not None:
+                    key = torch.where(self._nm.removable(key, self._out_dims[i]), key, torch.inf)
+                elif safe:
+                    (removable,) = smallest([key], n - safe, [seconds[i]])
+                    key = torch.where(removable, key, torch.inf)
+                keys.append(key)
+            for i, gone in zip(
+                pool.members, smallest(keys, pool.zeros, [seconds[i] for i in pool.members]), strict=True
+            ):
+                kept[i] = ~gone
+        return [kept[i] for i in range(len(scores))]
+
+    def check(self, zeros: int) -> None:
+        """Raise unless exactly the wanted number of units is zero."""
+        if zeros != self.zeros:
+            more = zeros - self.zeros
+            why = (
+                f"{more} of the weights that were kept have become exactly zero by themselves "
+                "(dead inputs or units); ask for a higher sparsity or leave the dead layer out"
+                if more > 0
+                else f"{-more} pruned weights are no longer zero: something other than the attached "
+                "optimisers has written to them"
+            )
+            raise TargetError(f"{zeros} of {self.units} units are zero where {self.zeros} were asked for: {why}")
+
+
+def _protect_largest(ratios: Tensor, free: int) -> Tensor:
+    """Put all but the ``free`` smallest out of reach, in place; return the largest that can still go."""
+    if free == 0:
+        ratios.fill_(torch.inf)
+        return ratios.new_full((), -1.0)
+    flat = ratios.view(-1)
+    top = kth_smallest(flat, free, overwrite=True)
+    if flat.device.type == "cpu":  # the partition has left the largest at the end
+        flat[free:] = torch.inf
+    else:
+        flat.masked_fill_(flat > top, torch.inf)
+    return top

@@ -1,0 +1,119 @@
+"""What the parts of a sparsifier must offer each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from shrinkage.core.dial import Dial
+    from shrinkage.core.slots import Slot
+
+Shape = tuple[int, ...]
+
+
+class Prior(Protocol):
+    """A penalty on the sizes of units (|w|, or ‖w_g‖₂), perhaps with trained scales λ.
+
+    A pure object: no state of the training, no optimiser. ``sizes`` lists one non-negative tensor a
+    selected parameter; ``scales`` lists the λ tensors, however many the penalty has.
+    """
+
+    def scale_shapes(self, shapes: Sequence[Shape]) -> list[Shape]:
+        """Shapes of the λ tensors for units of these shapes; empty if there are none."""
+        ...
+
+    @property
+    def xi(self) -> float:
+        """The strength on the sizes."""
+        ...
+
+    @property
+    def initial_scale(self) -> float:
+        """The value every λ starts from."""
+        ...
+
+    def value(self, sizes: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+        """The penalty, a differentiable scalar."""
+        ...
+
+    def grad_size(self, index: int, size: Tensor, scales: Sequence[Tensor]) -> Tensor:
+        """∂value/∂size of one parameter's units; broadcasts against ``size``."""
+        ...
+
+    def grad_scales(self, sizes: Sequence[Tensor], scales: Sequence[Tensor]) -> list[Tensor]:
+        """∂value/∂λ, one tensor a scale."""
+        ...
+
+    def prox(self, index: int, size: Tensor, scales: Sequence[Tensor], step: float | Tensor) -> Tensor:
+        """The sizes after a proximal step of length ``step`` (≥ 0, exact zeros)."""
+        ...
+
+
+class AdaptivePull(Protocol):
+    """The scale-free form of a penalty, for training towards a target.
+
+    The target decides how strong the penalty is; what remains of it is *whom it pulls more*: a
+    slope per unit, up to one common factor, from the unit's size or a memory of it.
+    """
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a memory, or the present size serves as one."""
+        ...
+
+    def remember(self, memory: Tensor, size: Tensor) -> None:
+        """Move the memory towards the present size, in place."""
+        ...
+
+    def pull(self, memory: Tensor, reference: float) -> Tensor:
+        """The relative slope of the penalty, > 0; ``reference`` is the model's root mean square size."""
+        ...
+
+    def scale(self, memory: Tensor, reference: float) -> Tensor | None:
+        """The λ that the memory stands for, to look at; ``None`` if the penalty has none per unit."""
+        ...
+
+
+class Solver(Protocol):
+    """What acts on the weights while they are shrinking, at every optimiser step."""
+
+    def start(self, slots: list[Slot], dial: Dial | None) -> None:
+        """Take over the tensors."""
+        ...
+
+    def value(self) -> Tensor:
+        """The penalty, differentiable."""
+        ...
+
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool) -> None:
+        """Gradients are there, times ``scale`` if given; ``clock`` marks the optimiser that counts steps."""
+        ...
+
+    def after_step(self, step: int, share: float) -> None:
+        """The clock's ``step``-th step was taken and ``share`` of the target is wanted."""
+        ...
+
+    def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
+        """What a wrapped closure returns in place of the user's ``loss``."""
+        ...
+
+    @property
+    def strength(self) -> float:
+        """ξ as it is now."""
+        ...
+
+    def lam(self) -> dict[str, Tensor]:
+        """λ per unit, by parameter name."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        ...

@@ -1,0 +1,127 @@
+"""Exact order statistics over many tensors at once, ties and all.
+
+A non-negative float orders as its bit pattern does, read as an integer. So the k-th smallest of n values
+is found digit by digit: count how many values carry each leading digit, step into the digit that
+holds the k-th, go on with the next digit (radix select). It needs no sort, moves no data to the host,
+and counts add up, so tensors on several layers, devices or ranks behave as one long array.
+
+On the CPU, numpy's vectorised partition does the same for the plain "which value" question, faster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_DIGIT_BITS = 16
+_BINS = 1 << _DIGIT_BITS
+_KEYS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
+
+def kth_smallest(values: Tensor, k: int, *, overwrite: bool = False) -> Tensor:
+    """The k-th smallest of ``values`` (k counts from 1), as a 0-d tensor on the same device.
+
+    Args:
+        values: non-negative, any shape; ``inf`` is allowed and sorts last.
+        k: between 1 and ``values.numel()``.
+        overwrite: allow the contents of ``values`` to be reordered, which saves a copy on the CPU.
+
+    >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0, 2.0]), 3)
+    tensor(2.)
+    """
+    if not 1 <= k <= values.numel():
+        raise IndexError(f"k must lie in 1..{values.numel()}, got {k}")
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        flat = values.detach().reshape(-1)
+        if not overwrite or flat.data_ptr() != values.data_ptr():
+            flat = flat.clone()
+        array = flat.numpy()
+        array.partition(k - 1)
+        return flat[k - 1].clone()
+    value, _ = _radix_select([values.detach().reshape(-1)], k)
+    return value
+
+
+def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = None) -> list[Tensor]:
+    """Mark exactly the ``k`` smallest values over all ``parts`` together.
+
+    Among equal values those with the smaller ``then`` go first; among those equal in both, the earlier
+    part, and within a part the lower index: the answer is one and the same however values are stored.
+
+    Args:
+        parts: non-negative tensors of one dtype; empty ones are fine.
+        k: between 0 and the total number of values.
+        then: second keys, of the shapes of ``parts``, finite.
+
+    Returns:
+        One boolean tensor a part, of its shape; ``True`` marks a chosen value.
+
+    >>> smallest([torch.tensor([0.0, 2.0]), torch.tensor([0.0, 1.0])], 2)
+    [tensor([ True, False]), tensor([ True, False])]
+    """
+    total = sum(part.numel() for part in parts)
+    if not 0 <= k <= total:
+        raise IndexError(f"k must lie in 0..{total}, got {k}")
+    if k == 0:
+        return [torch.zeros_like(part, dtype=torch.bool) for part in parts]
+    if k == total:
+        return [torch.ones_like(part, dtype=torch.bool) for part in parts]
+    value, below = _radix_select([part.detach().reshape(-1) for part in parts], k)
+    tied = [part == value.to(part.device) for part in parts]
+    ties_left = k - below
+    if then is not None:
+        # Beyond the tied values nothing competes: an infinite second key sends the rest to the back.
+        seconds = [torch.where(mark, key, torch.inf) for mark, key in zip(tied, then, strict=True)]
+        picked = smallest(seconds, int(ties_left))
+        return [(part < value.to(part.device)) | pick for part, pick in zip(parts, picked, strict=True)]
+    chosen = []
+    for part, mark in zip(parts, tied, strict=True):
+        rank = mark.reshape(-1).cumsum(0).reshape(mark.shape)
+        fits = rank <= ties_left.to(part.device)
+        chosen.append((part < value.to(part.device)) | (mark & fits))
+        ties_left = ties_left - mark.sum().to(ties_left.device)
+    return chosen
+
+
+def _radix_select(parts: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k-th smallest value and how many values lie strictly below it, both as 0-d tensors."""
+    dtype = parts[0].dtype
+    key_type = _KEYS[dtype]
+    home = parts[0].device
+    # Adding +0.0 turns -0.0, whose key would be negative, into +0.0.
+    keys = [(part + 0.0).view(key_type) for part in parts]
+    width = torch.iinfo(key_type).bits
+    prefix = torch.zeros((), dtype=torch.int64, device=home)
+    rank = torch.full((), k - 1, dtype=torch.int64, device=home)
+    below = torch.zeros((), dtype=torch.int64, device=home)
+    for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=home)
+        for key in keys:
+            digits = (key >> shift).to(torch.int64)
+            if shift != width - _DIGIT_BITS:
+                # Only values that share the digits found so far still count; the rest go to a spare bin.
+                inside = (digits >> _DIGIT_BITS) == prefix.to(key.device)
+                digits = torch.where(inside, digits & (_BINS - 1), _BINS)
+            counts += _histogram(digits).to(home)
+        reached = counts[:_BINS].cumsum(0)
+        digit = torch.searchsorted(reached, rank + 1)
+        before = torch.where(digit > 0, reached[(digit - 1).clamp(min=0)], 0)
+        rank, below = rank - before, below + before
+        prefix = (prefix << _DIGIT_BITS) | digit
+    value = prefix.to(key_type).reshape(1).view(dtype).reshape(())
+    return value, below
+
+
+def _histogram(digits: Tensor) -> Tensor:
+    if digits.device.type == "cpu":
+        return torch.from_numpy(np.bincount(digits.numpy(), minlength=_BINS + 1))
+    ones = torch.ones_like(digits)  # bincount would wait for the device to learn the largest digit
+    return torch.zeros(_BINS + 1, dtype=torch.int64, device=digits.device).scatter_add_(0, digits, ones)

@@ -1,0 +1,71 @@
+"""From a constructor's arguments to a solver: with a target the strength is steered, else it is fixed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from shrinkage.core.engine import Options
+from shrinkage.core.errors import InputError
+from shrinkage.core.gradient import GradientSolver, Scales
+from shrinkage.core.granularity import NM
+from shrinkage.core.protocols import AdaptivePull, Prior, Solver
+from shrinkage.core.proximal import FixedProximal, SteeredProximal
+
+SolverName = Literal["proximal", "gradient", "loss"]
+
+# The ramp of steered methods: the last quarter of the training belongs to the survivors.
+STEERED = Options(start=0.05, end=0.75)
+
+# Optimiser steps between proximal steps; short trainings get at least a hundred of them.
+INTERVAL = 8
+
+
+def steered(
+    name: str,
+    pull: AdaptivePull,
+    sparsity: float | None,
+    steps: int | None,
+    solver: SolverName | None,
+    options: Options,
+) -> tuple[Solver, Options]:
+    """The solver and options of a method that is steered towards a target.
+
+    Raises:
+        InputError: if the target or the length of the training is missing, or the solver cannot be steered.
+    """
+    if sparsity is None and not isinstance(options.get("granularity"), NM):
+        raise InputError(f"{name} needs a target (sparsity= and steps=) or fixed strengths (such as xi=)")
+    if steps is None:
+        raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
+    if solver not in (None, "proximal"):
+        raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
+    interval = max(1, min(INTERVAL, steps // 100)) if isinstance(steps, int) else 1
+    return SteeredProximal(pull, interval), Options(**{**STEERED, **options})
+
+
+def fixed(name: str, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:
+    """The solver of a method with fixed strengths; by default the paper's gradient solver.
+
+    Raises:
+        InputError: for a solver that does not exist.
+    """
+    if solver in (None, "gradient"):
+        return GradientSolver(prior, scales)
+    if solver == "loss":
+        return GradientSolver(prior, scales, in_loss=True)
+    if solver == "proximal":
+        return FixedProximal(prior, scales)
+    raise InputError(f"{name}: solver must be 'proximal', 'gradient' or 'loss', got {solver!r}")
+
+
+def strength(name: str, value: float | None, default: float = 0.0) -> float:
+    """A strength ≥ 0, or its default.
+
+    Raises:
+        InputError: if it is negative or not finite.
+    """
+    if value is None:
+        return default
+    if not 0.0 <= value < float("inf"):
+        raise InputError(f"{name} is a strength, at least 0, got {value}")
+    return float(value)
