@@ -3,7 +3,7 @@
 from shrinkage.core.errors import InputError, MissingExtra, ShrinkageError, StateError, TargetError
 from shrinkage.core.granularity import NM, Block, Row, Weight
 from shrinkage.core.hold import keep_zeros
-from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso
+from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso, faithful
 
 __version__ = "0.1.0"
 
@@ -23,5 +23,6 @@ __all__ = [
     "TargetError",
     "Weight",
     "__version__",
+    "faithful",
     "keep_zeros",
 ]

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from shrinkage.core import checkpoint
 from shrinkage.core.dial import Dial
@@ -272,6 +272,11 @@ class Sparsifier:
     def lam(self) -> dict[str, Tensor]:
         """The adaptive scale λ of every unit, by parameter name; empty for penalties without one."""
         return self._solver.lam() if self._slots else {}
+
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """The optimiser of the trained λ, for schedules; ``None`` before ``attach`` or if no λ is trained."""
+        return self._solver.lam_optimizer
 
     def masks(self) -> dict[str, Tensor]:
         """Which weights stay (``True``), by parameter name.

@@ -147,6 +147,11 @@ class GradientSolver:
         """ξ, which is fixed."""
         return self.prior.xi
 
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """Plain SGD on λ."""
+        return self.scales.optimizer
+
     def lam(self) -> dict[str, Tensor]:
         """λ per unit, by parameter name."""
         return self.scales.by_name()

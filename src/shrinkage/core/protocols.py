@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 if TYPE_CHECKING:
     from shrinkage.core.dial import Dial
@@ -104,6 +104,11 @@ class Solver(Protocol):
     @property
     def strength(self) -> float:
         """ξ as it is now."""
+        ...
+
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """The optimiser of λ, if λ is trained."""
         ...
 
     def lam(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.errors import StateError
@@ -69,6 +69,11 @@ class FixedProximal:
     def strength(self) -> float:
         """ξ, which is fixed."""
         return self.prior.xi
+
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """Plain SGD on λ."""
+        return self.scales.optimizer
 
     def lam(self) -> dict[str, Tensor]:
         """λ per unit, by parameter name."""
@@ -163,6 +168,11 @@ class SteeredProximal:
     def strength(self) -> float:
         """ξ of the last proximal step, in units of the weights' root mean square."""
         return max(float(self._limit), 0.0)
+
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """None: λ follows the sizes."""
+        return None
 
     def lam(self) -> dict[str, Tensor]:
         """λ per unit, by parameter name."""
