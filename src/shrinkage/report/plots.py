@@ -1,0 +1,168 @@
+"""The five plots of a report, each a function from numbers to SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from shrinkage.report.figures import LayerZeros, Point
+from shrinkage.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, label, linear, plain
+
+_PLOT_RIGHT = WIDTH - RIGHT
+_PLOT_BOTTOM = HEIGHT - BOTTOM
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve.
+
+    Attributes:
+        name: written beside it.
+        kind: its class, which gives it its colour: ``method``, ``dense`` or ``wanted``.
+        y: one value an epoch, from the first.
+    """
+
+    name: str
+    kind: str
+    y: Sequence[float]
+
+
+def curves(name: str, unit: str, lines: Sequence[Line], *, low: float | None = None) -> str:
+    """Curves over the epochs, each named at its end, with a reading under the pointer.
+
+    Args:
+        name: what is drawn.
+        unit: label of the vertical axis.
+        lines: at least one, each with at least one value.
+        low: where the vertical axis begins; by default a little below what matters.
+    """
+    epochs = max(len(line.y) for line in lines)
+    values = [value for line in lines for value in line.y]
+    y = linear(_floor(values) if low is None else low, max(values), unit)
+    x = linear(min(1, epochs - 1), epochs, "epoch", count=6, snug=True)
+    body = [
+        f'<clipPath id="{_slug(name)}"><rect x="{LEFT:g}" y="0" width="{_PLOT_RIGHT - LEFT:g}" '
+        f'height="{_PLOT_BOTTOM:g}"/></clipPath>'
+    ]
+    for line in lines:
+        points = " ".join(f"{x.x(i + 1)},{y.y(value)}" for i, value in enumerate(line.y))
+        body.append(f'<polyline class="line {line.kind}" clip-path="url(#{_slug(name)})" points="{points}"/>')
+        if len(line.y) == 1:
+            body.append(f'<circle class="dot {line.kind}" r="3" cx="{x.x(1)}" cy="{y.y(line.y[0])}"/>')
+    body += _names(lines, y)
+    body += _readings(lines, x, y)
+    ends = "; ".join(f"{line.name} ends at {plain(line.y[-1])}" for line in lines)
+    return frame(name, f"{unit} over {epochs} epochs. {ends}.", x, y, "".join(body))
+
+
+def scatter(points: Sequence[Point], size: str) -> str:
+    """λ against |w|; what was removed stands at |w| = 0.
+
+    Args:
+        points: at least one.
+        size: name of the horizontal axis.
+    """
+    kept = [point for point in points if point.size > 0]
+    gone = [point for point in points if point.size == 0]
+    # A few outliers would squeeze all others into a corner.
+    reach = _quantile([point.size for point in kept], 0.998) or 1.0
+    x = linear(0, reach, size, snug=True)
+    y = linear(0, max(point.scale for point in points), "λ")
+    body = [
+        f'<g class="dots {kind}">' + _dots(group, x, y) + "</g>" for kind, group in (("gone", gone), ("method", kept))
+    ]
+    if gone:
+        body.append(label(LEFT + 8, _PLOT_BOTTOM - 8, f"at 0: removed ({len(gone):,} drawn)", "gone"))
+    if kept:
+        body.append(label(_PLOT_RIGHT - 4, TOP + 12, f"kept ({len(kept):,} drawn)", "method", "end"))
+    beyond = sum(point.size > reach for point in kept)
+    text = f"{len(kept):,} kept and {len(gone):,} removed units are drawn; {beyond} lie beyond the right edge."
+    return frame("λ against |w|", text, x, y, "".join(body))
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int]) -> str:
+    """The weights that are not zero."""
+    x = linear(edges[0], edges[-1], "weight", snug=True)
+    y = linear(0, max(counts), "weights per bin", count=4)
+    bars = []
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        if count:
+            height = _PLOT_BOTTOM - y.y(count)
+            bars.append(
+                f'<rect class="bar" x="{x.x(low) + 0.4:g}" y="{y.y(count):g}" '
+                f'width="{x.x(high) - x.x(low) - 0.8:.2f}" height="{height:g}">'
+                f"<title>{plain(low)} to {plain(high)}: {count:,} weights</title></rect>"
+            )
+    text = f"{sum(counts):,} weights are not zero; they lie within ±{plain(edges[-1])}."
+    return frame("Weights that are left", text, x, y, "".join(bars))
+
+
+def layers(rows: Sequence[LayerZeros]) -> str:
+    """A bar a layer, as HTML: it grows with the number of layers and wraps on a phone."""
+    lines = []
+    for row in rows:
+        share = row.zeros / row.weights
+        lines.append(
+            f'<li><span class="who">{escape(row.name)}</span><span class="track">'
+            f'<span class="fill" style="width:{100 * share:.2f}%"></span></span>'
+            f'<span class="much">{100 * share:.1f} %</span>'
+            f'<span class="of">{row.weights - row.zeros:,} of {row.weights:,} weights left</span></li>'
+        )
+    return f'<ul class="layers">{"".join(lines)}</ul>'
+
+
+def _dots(points: Sequence[Point], x: Axis, y: Axis) -> str:
+    """Dots as one path of round-capped strokes of no length: a fifth of the bytes of circles."""
+    places = [f"M{x.x(point.size)} {y.y(point.scale)}h0" for point in points if point.size <= x.high]
+    return f'<path d="{"".join(places)}"/>'
+
+
+def _names(lines: Sequence[Line], y: Axis) -> list[str]:
+    """Each curve's name at its right end, pushed apart where the curves end close together."""
+    gap = 14.0
+    ends = sorted((max(TOP, min(_PLOT_BOTTOM, y.y(line.y[-1]))), index) for index, line in enumerate(lines))
+    # Labels go above their lines; the lowest first, each next one above it.
+    texts = []
+    previous = _PLOT_BOTTOM + gap
+    for place, index in reversed(ends):
+        at = min(place - 6, previous - gap)
+        previous = at = max(at, TOP - 3 + gap * sum(other < place for other, _ in ends))
+        texts.append(label(_PLOT_RIGHT - 4, at, lines[index].name, lines[index].kind, "end"))
+    return texts
+
+
+def _readings(lines: Sequence[Line], x: Axis, y: Axis) -> list[str]:
+    """An invisible band an epoch; the style sheet shows what is in the one under the pointer."""
+    epochs = max(len(line.y) for line in lines)
+    width = (_PLOT_RIGHT - LEFT) / max(1, epochs - 1)
+    bands = []
+    for index in range(epochs):
+        at = x.x(index + 1)
+        here = [line for line in lines if index < len(line.y)]
+        text = f"epoch {index + 1}: " + ", ".join(f"{line.name} {plain(line.y[index])}" for line in here)
+        marks = "".join(
+            f'<circle class="dot {line.kind}" r="3" cx="{at}" cy="{y.y(line.y[index])}"/>'
+            for line in here
+            if line.y[index] >= y.low
+        )
+        bands.append(
+            f'<g class="at"><rect x="{at - width / 2:.2f}" y="{TOP:g}" width="{width:.2f}" '
+            f'height="{_PLOT_BOTTOM - TOP:g}"/><g><path d="M{at} {TOP:g}V{_PLOT_BOTTOM:g}"/>{marks}'
+            f'<text x="{LEFT + 6:g}" y="{_PLOT_BOTTOM - 8:g}">{escape(text)}</text></g></g>'
+        )
+    return bands
+
+
+def _floor(values: Sequence[float]) -> float:
+    """Where an axis begins that shows the later part of a training well: early values may fall below."""
+    lowest = _quantile(values, 0.1) or 0.0
+    return max(min(values), lowest - 0.25 * (max(values) - lowest))
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    return sorted(values)[int(share * (len(values) - 1))] if values else None
+
+
+def _slug(name: str) -> str:
+    return "clip-" + "".join(letter if letter.isalnum() else "-" for letter in name.lower())

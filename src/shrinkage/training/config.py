@@ -1,0 +1,239 @@
+"""The settings of a run: defaults from the data set's recipe, overridden by a file, overridden by flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from shrinkage.core.errors import InputError, require
+from shrinkage.core.granularity import NM
+from shrinkage.data import NAMES
+from shrinkage.training.methods import METHODS, granularity
+from shrinkage.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run does; what its ``config.yaml`` holds.
+
+    Make one by :func:`resolve`, which fills in the recipe's defaults.
+
+    Attributes:
+        data: data set, one of :data:`shrinkage.data.NAMES`.
+        data_dir: folder with its files; None: the user's cache folder.
+        model: name of a network or ``package.module:factory``.
+        method: one of :data:`METHODS`.
+        sparsity: share of zeros to reach, in (0, 1); N:M fixes its own.
+        granularity: ``weight``, ``row``, ``block:4x4`` or ``2:4``.
+        epochs: passes over the training images, at least 1.
+        batch_size: images an optimiser step, at least 1.
+        optimizer: ``sgd`` (momentum 0.9), ``adam`` or ``adamw``.
+        lr: learning rate, > 0.
+        weight_decay: at least 0.
+        schedule: ``flat-cosine``, ``cosine``, ``step`` or ``constant``.
+        seed: of the initial weights, the order of the images and all else that is random; at least 0.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        devices: how many of them train together, each on its share of every batch.
+        val: training images held out and reported on, at least 0.
+        compare_dense: whether the same network is also trained without the method.
+
+    Raises:
+        InputError: if a value is out of its range.
+    """
+
+    data: str
+    data_dir: str | None
+    model: str
+    method: str
+    sparsity: float
+    granularity: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    schedule: str
+    seed: int
+    device: str
+    devices: int
+    val: int
+    compare_dense: bool
+
+    def __post_init__(self) -> None:
+        one_of("data", self.data, NAMES)
+        one_of("method", self.method, METHODS)
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("schedule", self.schedule, SCHEDULES)
+        _within("sparsity", self.sparsity, 0 < self.sparsity < 1, "in (0, 1), such as 0.95 for 95 % zeros")
+        for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
+            value = getattr(self, name)
+            _within(name, value, value >= low, f"a whole number of at least {low}")
+        _within("lr", self.lr, 0 < self.lr < math.inf, "a number greater than 0")
+        _within("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        units = granularity(self.granularity)
+        if isinstance(units, NM) and not math.isclose(self.sparsity, units.sparsity):
+            raise InputError(
+                f"granularity {self.granularity} fixes the sparsity at {units.sparsity:g}, but it is set to "
+                f"{self.sparsity:g}; leave it out"
+            )
+        accelerator(self.device)
+
+    def to_yaml(self) -> str:
+        """The settings as a YAML document that :func:`read_yaml` reads back."""
+        text: str = require("yaml", "train").safe_dump(dataclasses.asdict(self), sort_keys=False)
+        return text
+
+
+def resolve(options: Mapping[str, Any]) -> RunConfig:
+    """Complete some settings to all of them.
+
+    Args:
+        options: settings by the names of :class:`RunConfig`; what is absent is taken from the recipe of
+            the data set. Whole numbers and numbers may come as text (YAML reads ``5e-4`` as text).
+
+    Raises:
+        InputError: if a name is unknown, or a value has the wrong type or is out of its range.
+
+    >>> resolve({"data": "mnist"}).model
+    'lenet-300-100'
+    >>> resolve({"sparsty": 0.9})
+    Traceback (most recent call last):
+    ...
+    shrinkage.core.errors.InputError: there is no setting 'sparsty'; did you mean 'sparsity'?
+    """
+    given = {_known(key): value for key, value in options.items()}
+    data = _typed("data", given.get("data", "digits"))
+    one_of("data", data, NAMES)
+    defaults: dict[str, Any] = {
+        "data": data,
+        "data_dir": None,
+        "method": "halo",
+        "sparsity": 0.95,
+        "granularity": "weight",
+        "seed": 0,
+        "device": "auto",
+        "devices": 1,
+        "val": 0,
+        "compare_dense": True,
+        **dataclasses.asdict(RECIPES[data]),
+    }
+    chosen = {**defaults, **{name: _typed(name, value) for name, value in given.items()}}
+    units = granularity(chosen["granularity"])
+    if isinstance(units, NM) and "sparsity" not in given:
+        chosen["sparsity"] = units.sparsity
+    return RunConfig(**chosen)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read settings from a YAML file.
+
+    Returns:
+        What the file says, by the names of :class:`RunConfig`; values are not checked yet.
+
+    Raises:
+        InputError: if it cannot be read, is not a mapping, or holds an unknown name.
+    """
+    yaml = require("yaml", "train")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold lines such as 'sparsity: 0.9', it holds a {_kind(content)}")
+    try:
+        return {_known(key): value for key, value in content.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Check that ``value`` is known.
+
+    Raises:
+        InputError: if it is not; the message names the nearest and all that are.
+    """
+    names = list(known)
+    if value not in names:
+        near = difflib.get_close_matches(value, names, 1, 0.0)[0]
+        raise InputError(f"{name} {value!r} is not known; did you mean {near!r}? ({', '.join(names)})")
+
+
+def accelerator(device: str) -> tuple[str, int | None]:
+    """Split a device into Lightning's accelerator and an index, None for any.
+
+    Raises:
+        InputError: if the name is unknown or there is no such device here.
+
+    >>> accelerator("cpu")
+    ('cpu', None)
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdecimal())):
+        raise InputError(f"device {device!r} is not known; use auto, cpu, cuda, cuda:0 … or mps")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise InputError(f"device is {device!r}, but this PyTorch sees no CUDA device; use cpu or auto")
+        if index and int(index) >= count:
+            raise InputError(f"device is {device!r}, but the last CUDA device here is cuda:{count - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device is 'mps', but there is no Apple GPU here; use cpu or auto")
+    return kind, int(index) if index else None
+
+
+_TYPES: dict[str, Any] = get_type_hints(RunConfig)
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _known(key: object) -> str:
+    names = [field.name for field in fields(RunConfig)]
+    name = str(key).replace("-", "_")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.0)[0]
+        raise InputError(f"there is no setting {key!r}; did you mean {near!r}?")
+    return name
+
+
+def _typed(name: str, value: Any) -> Any:
+    """``value`` as the setting's own type, where nothing is lost by it."""
+    wanted = _TYPES[name]
+    optional = type(None) in get_args(wanted)
+    if optional:
+        if value is None:
+            return None
+        wanted = get_args(wanted)[0]
+    if wanted is not bool and isinstance(value, str | int | float | Path) and not isinstance(value, bool):
+        try:
+            typed = wanted(value)
+        except (ValueError, OverflowError):
+            typed = None
+        if typed is not None and (wanted is not int or float(value) == typed):
+            return typed
+    elif wanted is bool and isinstance(value, bool):
+        return value
+    raise InputError(f"{name} must be {_WORDS[wanted]}, got {value!r} ({_kind(value)})")
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "nothing"
+    words = {str: "text", dict: "mapping", int: "number", float: "number", bool: "true or false"}
+    return words.get(type(value), type(value).__name__)
+
+
+def _within(name: str, value: object, fine: bool, wanted: str) -> None:
+    if not fine:
+        raise InputError(f"{name} must be {wanted}, got {value!r}")

@@ -1,0 +1,33 @@
+"""Accuracy on a split."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from shrinkage.data.sets import Prepare, Split
+
+_BATCH = 500
+
+
+def accuracy(model: nn.Module, split: Split, prepare: Prepare) -> float:
+    """Share of the examples that the model classifies rightly, in percent.
+
+    The model is evaluated on the device it is on, in evaluation mode, and left in the mode it was in.
+
+    Args:
+        model: maps a prepared batch to logits (B, classes).
+        split: the examples; not empty.
+        prepare: raw batch to the network's input.
+    """
+    device = next(model.parameters()).device
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    hits = torch.zeros((), dtype=torch.int64, device=device)  # summed there, so that the CPU waits once
+    with torch.no_grad():
+        for x, y in zip(split.x.split(_BATCH), split.y.split(_BATCH), strict=True):
+            logits = model(prepare(x.to(device, non_blocking=True)))
+            hits += (logits.argmax(1) == y.to(device, non_blocking=True)).sum()
+    for module, training in modes:
+        module.training = training
+    return 100 * hits.item() / len(split)

@@ -1,0 +1,60 @@
+"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from shrinkage.core.errors import InputError, StateError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write(path: Path, content: str | bytes, *, keep: Path | None = None) -> None:
+    """Write a file so that a reader, at any moment, finds the old content or the new, never a part.
+
+    Args:
+        path: where to; its folder must exist.
+        content: text (written as UTF-8) or bytes.
+        keep: where the file that is replaced goes; it is lost otherwise.
+
+    Raises:
+        StateError: if the disk is full or a quota is reached; what was there before is untouched.
+        InputError: if the file cannot be written for another reason.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        aside = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's files are private
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _explained(error, path) from error
+
+
+def _explained(error: OSError, path: Path) -> StateError | InputError:
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return StateError(
+            f"{path} could not be written: {reason.lower()}. Nothing that was saved before is lost; "
+            "free some space and go on"
+        )
+    return InputError(f"{path} could not be written: {reason.lower()}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,72 @@
+"""The methods that the command line knows, by name: one row each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+import shrinkage
+from shrinkage.core.engine import Sparsifier
+from shrinkage.core.errors import InputError
+from shrinkage.core.granularity import NM, Block, Granularity, Row, Weight
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of :data:`METHODS`.
+
+    Attributes:
+        title: its name in tables and plots.
+        make: from (model, sparsity, optimiser steps, granularity) to a sparsifier; None: plain training.
+    """
+
+    title: str
+    make: Callable[[nn.Module, float, int, Granularity], Sparsifier] | None
+
+
+def _penalty(
+    constructor: Callable[..., Sparsifier],
+) -> Callable[[nn.Module, float, int, Granularity], Sparsifier]:
+    def make(model: nn.Module, sparsity: float, steps: int, granularity: Granularity) -> Sparsifier:
+        # An N:M pattern fixes the sparsity by itself.
+        target = None if isinstance(granularity, NM) else sparsity
+        return constructor(model, sparsity=target, steps=steps, granularity=granularity)
+
+    return make
+
+
+METHODS: dict[str, Method] = {
+    "halo": Method("HALO", _penalty(shrinkage.HALO)),
+    "lasso": Method("Lasso", _penalty(shrinkage.Lasso)),
+    "sws": Method("SWS", _penalty(shrinkage.SWS)),
+    "mcp": Method("MCP", _penalty(shrinkage.MCP)),
+    "bridge": Method("Bridge", _penalty(shrinkage.Bridge)),
+    "dense": Method("Dense", None),
+}
+"""The methods by the name that ``--method`` takes."""
+
+
+def granularity(text: str) -> Granularity:
+    """Read a granularity as the command line writes it.
+
+    Args:
+        text: ``weight``, ``row`` (output rows and channels), ``block:RxC``, or ``N:M``.
+
+    Raises:
+        InputError: if it is none of these.
+
+    >>> granularity("block:4x8")
+    Block(rows=4, columns=8)
+    >>> granularity("2:4")
+    NM(n=2, m=4)
+    """
+    if text in ("weight", "row"):
+        return Weight() if text == "weight" else Row()
+    if match := re.fullmatch(r"block:(\d+)x(\d+)", text):
+        return Block(int(match[1]), int(match[2]))
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return NM(int(match[1]), int(match[2]))
+    raise InputError(f"granularity {text!r} is not known; use weight, row, block:4x4 (rows x columns) or 2:4 (N of M)")
