@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from shrinkage.core.costs import Cost, register_cost
 from shrinkage.core.errors import InputError
 from shrinkage.models.shapes import image_shape
 
@@ -74,6 +77,11 @@ class VisionTransformer(nn.Module):
         tokens = self.embed(x).flatten(2).transpose(1, 2) + self.position
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
+
+
+@register_cost(VisionTransformer)
+def _cost(module: VisionTransformer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Cost:
+    return Cost()  # of its own it has only the positions, which are added
 
 
 def vit_tiny(input_shape: tuple[int, ...], num_classes: int) -> VisionTransformer:
