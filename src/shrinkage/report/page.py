@@ -36,12 +36,13 @@ class Page:
         method: its name.
         headlines: the figures at the top.
         rows: one mapping an epoch with ``accuracy`` or ``val_accuracy`` (percent), ``sparsity`` and
-            ``wanted`` (shares, or None).
+            ``wanted`` (shares, or None) and ``phase``.
         dense_rows: the same for the dense comparison; empty if there was none.
         figures: what is drawn of the trained network.
         size: name of a unit's size, ``|w|`` or ``‖w‖₂ of a group``.
         footprint: heading and rows of the table of costs a layer; the last row is the total.
-        facts: name and value of everything else: settings, versions, the command.
+        command: what was typed; empty if the run was not started from the command line.
+        facts: everything else by heading and name: settings, versions.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Page:
     figures: Figures
     size: str
     footprint: tuple[Sequence[str], Sequence[Sequence[str]]]
+    command: str
     facts: Mapping[str, Mapping[str, str]]
 
 
@@ -65,8 +67,9 @@ def page(content: Page) -> str:
     sections = [
         _headlines(content.headlines),
         f'<div class="figures">{"".join(_figures(content))}</div>',
-        _section("What is left of each layer", layers(content.figures.layers)),
+        _section("Zeros in each layer", layers(content.figures.layers)),
         _section("Footprint", _table(*content.footprint)),
+        _section("Command", f"<pre>{escape(content.command)}</pre>") if content.command else "",
         *(_section(name, _list(facts)) for name, facts in content.facts.items()),
     ]
     return (
@@ -92,8 +95,9 @@ def _headlines(headlines: Sequence[Headline]) -> str:
 def _figures(content: Page) -> list[str]:
     figures = content.figures
     drawn = [_figure("Accuracy", _accuracy(content), _accuracy_caption(content))]
-    if any(row["sparsity"] for row in content.rows):
-        drawn.append(_figure("Sparsity", _sparsity(content), "Share of zeros after each epoch."))
+    if content.rows[-1]["sparsity"]:
+        caption = "Dotted: what the ramp asks for. Solid: exact zeros, from where the pattern is fixed."
+        drawn.append(_figure("Sparsity", _sparsity(content), caption))
     if figures.points:
         drawn.append(
             _figure(
@@ -126,10 +130,20 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _sparsity(content: Page) -> str:
-    lines = [Line("zeros", "method", [100 * row["sparsity"] for row in content.rows])]
-    if any(row["wanted"] for row in content.rows):
-        lines.append(Line("asked for", "wanted", [100 * row["wanted"] for row in content.rows]))
+    rows = content.rows
+    asked = [100 * row["wanted"] for row in rows]
+    if not any(asked):
+        return curves("Sparsity", "zeros, %", [Line("zeros", "method", _zeros(rows))], low=0)
+    lines = [Line("asked for", "wanted", asked, named_at=0.25)]
+    # Between two steps of the method zeros may move: they are counted from where the pattern is fixed.
+    fixed = [index for index, row in enumerate(rows) if row["phase"] != "shrinking"]
+    if fixed:
+        lines.append(Line("zeros", "method", _zeros(rows[fixed[0] :]), first=fixed[0] + 1))
     return curves("Sparsity", "zeros, %", lines, low=0)
+
+
+def _zeros(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [100 * row["sparsity"] for row in rows]
 
 
 def _figure(name: str, drawing: str, caption: str) -> str:

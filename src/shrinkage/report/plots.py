@@ -18,14 +18,31 @@ class Line:
     """One curve.
 
     Attributes:
-        name: written beside it.
+        name: written beside it, at its end or, if ``named_at`` is given, below that place.
         kind: its class, which gives it its colour: ``method``, ``dense`` or ``wanted``.
-        y: one value an epoch, from the first.
+        y: one value an epoch, without a gap.
+        first: the epoch of the first value.
+        named_at: share of the curve's length at which its name stands.
     """
 
     name: str
     kind: str
     y: Sequence[float]
+    first: int = 1
+    named_at: float | None = None
+
+    @property
+    def last(self) -> int:
+        """The epoch of the last value."""
+        return self.first + len(self.y) - 1
+
+    def points(self) -> list[tuple[int, float]]:
+        """Epoch and value of each point."""
+        return list(enumerate(self.y, self.first))
+
+    def at(self, epoch: int) -> float | None:
+        """The value of an epoch."""
+        return self.y[epoch - self.first] if self.first <= epoch <= self.last else None
 
 
 def curves(name: str, unit: str, lines: Sequence[Line], *, low: float | None = None) -> str:
@@ -37,21 +54,25 @@ def curves(name: str, unit: str, lines: Sequence[Line], *, low: float | None = N
         lines: at least one, each with at least one value.
         low: where the vertical axis begins; by default a little below what matters.
     """
-    epochs = max(len(line.y) for line in lines)
+    epochs = max(line.last for line in lines)
     values = [value for line in lines for value in line.y]
     y = linear(_floor(values) if low is None else low, max(values), unit)
     x = linear(min(1, epochs - 1), epochs, "epoch", count=6, snug=True)
+    clip = _slug(name)
     body = [
-        f'<clipPath id="{_slug(name)}"><rect x="{LEFT:g}" y="0" width="{_PLOT_RIGHT - LEFT:g}" '
+        f'<clipPath id="{clip}"><rect x="{LEFT:g}" y="0" width="{_PLOT_RIGHT - LEFT:g}" '
         f'height="{_PLOT_BOTTOM:g}"/></clipPath>'
     ]
     for line in lines:
-        points = " ".join(f"{x.x(i + 1)},{y.y(value)}" for i, value in enumerate(line.y))
-        body.append(f'<polyline class="line {line.kind}" clip-path="url(#{_slug(name)})" points="{points}"/>')
+        points = " ".join(f"{x.x(epoch)},{y.y(value)}" for epoch, value in line.points())
+        body.append(f'<polyline class="line {line.kind}" clip-path="url(#{clip})" points="{points}"/>')
         if len(line.y) == 1:
-            body.append(f'<circle class="dot {line.kind}" r="3" cx="{x.x(1)}" cy="{y.y(line.y[0])}"/>')
-    body += _names(lines, y)
-    body += _readings(lines, x, y)
+            body.append(_dot(line.kind, x.x(line.first), y.y(line.y[0])))
+        if line.named_at is not None:
+            epoch, value = line.points()[int(line.named_at * (len(line.y) - 1))]
+            body.append(label(x.x(epoch) + 10, y.y(value) + 12, line.name, line.kind))
+    body += _names([line for line in lines if line.named_at is None], y)
+    body += _readings(lines, x, y, epochs)
     ends = "; ".join(f"{line.name} ends at {plain(line.y[-1])}" for line in lines)
     return frame(name, f"{unit} over {epochs} epochs. {ends}.", x, y, "".join(body))
 
@@ -132,26 +153,25 @@ def _names(lines: Sequence[Line], y: Axis) -> list[str]:
     return texts
 
 
-def _readings(lines: Sequence[Line], x: Axis, y: Axis) -> list[str]:
+def _readings(lines: Sequence[Line], x: Axis, y: Axis, epochs: int) -> list[str]:
     """An invisible band an epoch; the style sheet shows what is in the one under the pointer."""
-    epochs = max(len(line.y) for line in lines)
     width = (_PLOT_RIGHT - LEFT) / max(1, epochs - 1)
     bands = []
-    for index in range(epochs):
-        at = x.x(index + 1)
-        here = [line for line in lines if index < len(line.y)]
-        text = f"epoch {index + 1}: " + ", ".join(f"{line.name} {plain(line.y[index])}" for line in here)
-        marks = "".join(
-            f'<circle class="dot {line.kind}" r="3" cx="{at}" cy="{y.y(line.y[index])}"/>'
-            for line in here
-            if line.y[index] >= y.low
-        )
+    for epoch in range(1, epochs + 1):
+        here = [(line, value) for line in lines if (value := line.at(epoch)) is not None]
+        text = f"epoch {epoch}: " + ", ".join(f"{line.name} {value:.2f}" for line, value in here)
+        place = x.x(epoch)
+        marks = "".join(_dot(line.kind, place, y.y(value)) for line, value in here if value >= y.low)
         bands.append(
-            f'<g class="at"><rect x="{at - width / 2:.2f}" y="{TOP:g}" width="{width:.2f}" '
-            f'height="{_PLOT_BOTTOM - TOP:g}"/><g><path d="M{at} {TOP:g}V{_PLOT_BOTTOM:g}"/>{marks}'
+            f'<g class="at"><rect x="{place - width / 2:.2f}" y="{TOP:g}" width="{width:.2f}" '
+            f'height="{_PLOT_BOTTOM - TOP:g}"/><g><path d="M{place} {TOP:g}V{_PLOT_BOTTOM:g}"/>{marks}'
             f'<text x="{LEFT + 6:g}" y="{_PLOT_BOTTOM - 8:g}">{escape(text)}</text></g></g>'
         )
     return bands
+
+
+def _dot(kind: str, x: float, y: float) -> str:
+    return f'<circle class="dot {kind}" r="3" cx="{x}" cy="{y}"/>'
 
 
 def _floor(values: Sequence[float]) -> float:

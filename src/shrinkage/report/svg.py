@@ -90,6 +90,7 @@ def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:
         body: SVG in the coordinates of the axes.
     """
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    turn = "" if len(y.label) == 1 else " rotate(-90)"
     parts = [
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">',
         f"<title>{escape(name)}</title><desc>{escape(description)}</desc>",
@@ -103,8 +104,7 @@ def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:
         *(f'<path d="M{x.x(tick)} {bottom:g}v4"/>' for tick in x.ticks),
         '</g><g class="label">',
         _text((LEFT + right) / 2, HEIGHT - 6, x.label, "middle"),
-        f'<text transform="translate(11 {(TOP + bottom) / 2:g}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y.label)}</text>",
+        f'<text transform="translate(11 {(TOP + bottom) / 2:g}){turn}" text-anchor="middle">{escape(y.label)}</text>',
         "</g>",
         body,
         "</svg>",

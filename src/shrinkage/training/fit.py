@@ -1,0 +1,135 @@
+"""One network trained by one method, from its seed or from its last checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from torch import nn
+
+from shrinkage.core.engine import Sparsifier
+from shrinkage.core.selection import resolve, select
+from shrinkage.data import Data, batches
+from shrinkage.models import build
+from shrinkage.report import Figures, gather
+from shrinkage.training.callbacks import Metrics, Row, Sparsify
+from shrinkage.training.checkpoints import EveryEpoch, SafeCheckpoints, latest
+from shrinkage.training.config import RunConfig, accelerator
+from shrinkage.training.evaluate import accuracy
+from shrinkage.training.methods import METHODS, granularity
+from shrinkage.training.outcome import Outcome
+from shrinkage.training.task import Classifier
+
+
+def fit(
+    config: RunConfig,
+    method: str,
+    data: Data,
+    checkpoints: Path,
+    *,
+    publish: Callable[[list[Row]], None],
+    tell: Callable[[str], None],
+    progress: bool,
+) -> tuple[nn.Module, Outcome]:
+    """Train the network of ``config`` by ``method``.
+
+    On a CPU the weights are a function of the configuration only, however often the training was
+    interrupted and resumed.
+
+    Args:
+        config: the settings; its own ``method`` is not looked at.
+        method: one of :data:`~shrinkage.training.methods.METHODS`.
+        data: what to train on.
+        checkpoints: folder for the checkpoints; the training goes on from the newest one there.
+        publish: receives the rows of all epochs so far after each one.
+        tell: receives what a person should know.
+        progress: whether to draw a progress bar on stderr.
+
+    Returns:
+        The trained network on the CPU, and what it reached.
+
+    Raises:
+        InputError: if the settings do not go together, or no checkpoint there can be read.
+        StateError: if the training diverges or the disk is full.
+        TargetError: if the sparsity was not reached.
+    """
+    seed_everything(config.seed, verbose=False)
+    model = build(config.model, data)
+    several = config.devices > 1
+    loader = batches(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=several)
+    steps = len(loader) * config.epochs
+    make = METHODS[method].make
+    sparsifier = None if make is None else make(model, config.sparsity, steps, granularity(config.granularity))
+
+    metrics = Metrics(data, sparsifier, publish)
+    callbacks: list[Callback] = [metrics, EveryEpoch(checkpoints)]
+    if sparsifier is not None:
+        callbacks.insert(0, Sparsify(sparsifier))
+    if progress:
+        callbacks.append(_bar())
+    kind, index = accelerator(config.device)
+    with _quiet():
+        trainer = Trainer(
+            accelerator=kind,
+            devices=config.devices if index is None else [index],
+            strategy="ddp" if several else "auto",
+            max_epochs=config.epochs,
+            callbacks=callbacks,
+            plugins=[SafeCheckpoints(tell)],
+            logger=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            use_distributed_sampler=False,  # each process takes its share of every batch, see Classifier
+            default_root_dir=checkpoints,
+        )
+        trainer.fit(Classifier(model, data, config, steps, len(loader)), loader, ckpt_path=latest(checkpoints))
+    model.to(trainer.strategy.root_device)  # Lightning has moved it back to the CPU
+    score = accuracy(model, data.test, data.prepare)
+    held_out = None if data.validation is None else accuracy(model, data.validation, data.prepare)
+    model.cpu()
+    seconds = metrics.rows[-1]["seconds"]
+    return model, Outcome(score, held_out, seconds, metrics.rows, _figures(model, sparsifier, config))
+
+
+def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig) -> Figures:
+    chosen = select(model)
+    names = [item.name for item in chosen]
+    if sparsifier is None:
+        return gather(model, names, {}, {})
+    units = granularity(config.granularity)
+    weights = resolve(model, names)
+    sizes = {item.name: units.sizes(weights[item.name].detach(), item.out_dim) for item in chosen}
+    lam = sparsifier.lam()
+    sparsifier.detach()
+    return gather(model, names, sizes, {name: lam[name] for name in names if name in lam})
+
+
+def _bar() -> RichProgressBar:
+    theme = RichProgressBarTheme(
+        progress_bar="cyan", progress_bar_finished="cyan", metrics_format=".4g", metrics_text_delimiter="  "
+    )
+    return RichProgressBar(refresh_rate=5, theme=theme, console_kwargs={"stderr": True})
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advice, which is for those who call it themselves, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            warnings.filterwarnings("ignore", module=r"lightning\.")  # and what it does is not theirs to mend
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

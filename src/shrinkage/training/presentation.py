@@ -1,0 +1,97 @@
+"""The report of a run: which of its figures stand where."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from shrinkage.core.footprint import Footprint, Layer
+from shrinkage.report import Headline, Page, page
+from shrinkage.training.config import RunConfig
+from shrinkage.training.methods import METHODS
+from shrinkage.training.outcome import Outcome
+from shrinkage.training.summary import Summary
+
+
+def present(config: RunConfig, summary: Summary, ledger: Footprint, outcome: Outcome, dense: Outcome | None) -> str:
+    """Draw the report.
+
+    Args:
+        config: the run's settings.
+        summary: its figures.
+        ledger: the costs of the network.
+        outcome: of the method.
+        dense: of the dense comparison, None if there is none (yet).
+
+    Returns:
+        A self-contained HTML document.
+    """
+    method = METHODS[config.method].title
+    settings = {name: _text(value) for name, value in dataclasses.asdict(config).items()}
+    content = Page(
+        title=f"{config.model} on {config.data}, {method}",
+        method=method,
+        headlines=_headlines(summary),
+        rows=outcome.rows,
+        dense_rows=dense.rows if dense else [],
+        figures=outcome.figures,
+        size="|w|" if config.granularity == "weight" or config.granularity[0].isdecimal() else "‖w‖₂ of a group",
+        footprint=_costs(ledger),
+        command=summary.command,
+        facts={"Settings": settings, "Versions": summary.versions},
+    )
+    return page(content)
+
+
+def _headlines(summary: Summary) -> Sequence[Headline]:
+    dense = summary.dense_accuracy
+    against = "no dense comparison"
+    if dense is not None:
+        against = f"dense {dense:.2f} %, {_signed(summary.accuracy - dense)} points"
+    return [
+        Headline("Test accuracy", f"{summary.accuracy:.2f} %", against),
+        Headline("Zeros", f"{100 * summary.sparsity:.2f} %", f"{summary.zeros:,} of {summary.weights:,} weights"),
+        Headline("Size", _bytes(summary.bytes), _saving(summary.dense_bytes, summary.bytes, _bytes)),
+        Headline("MACs", f"{summary.macs:,}", _saving(summary.dense_macs, summary.macs, lambda n: f"{n:,}")),
+    ]
+
+
+def _costs(ledger: Footprint) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    def row(layer: Layer) -> list[str]:
+        return [
+            layer.name or "(model)",
+            layer.kind,
+            f"{layer.parameters:,}",
+            f"{layer.nonzeros:,}",
+            f"{layer.dense_bytes:,}",
+            f"{layer.sparse_bytes:,}",
+            f"{layer.macs:,}",
+            f"{layer.effective_macs:,}",
+            f"{layer.energy_uj:.3g}",
+        ]
+
+    header = ["Layer", "Kind", "Parameters", "Non-zeros", "Bytes", "Sparse bytes", "MACs", "Effective MACs",
+              "Energy, µJ"]  # fmt: skip
+    return header, [*map(row, ledger.layers), row(ledger.total)]
+
+
+def _saving(before: int, after: int, text: object) -> str:
+    assert callable(text)
+    return f"dense {text(before)}" + (f", {before / after:.1f}× less" if 0 < after < before else "")
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "–"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
