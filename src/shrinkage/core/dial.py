@@ -66,6 +66,11 @@ class Dial:
         for pattern, share in layer_sparsity.items():
             if not 0.0 <= share < 1.0:
                 raise InputError(f"layer_sparsity[{pattern!r}] must lie in [0, 1), got {share}")
+            if isinstance(granularity, NM) and share not in (0, granularity.sparsity):
+                raise InputError(
+                    f"layer_sparsity[{pattern!r}]={share} is at odds with {granularity.n}:{granularity.m}, which fixes "
+                    f"the sparsity at {granularity.sparsity}; only 0, to leave a tensor dense, goes with it"
+                )
         own = match_names(layer_sparsity, names)
         shared = tuple(i for i, name in enumerate(names) if name not in own)
         groups: list[tuple[tuple[int, ...], float]] = [
@@ -94,27 +99,33 @@ class Dial:
         return Pool(members, tuple(units), tuple(kept), zeros)
 
     def limits(self, ratios: Sequence[Tensor], flats: Sequence[Tensor], share: float) -> list[Tensor]:
-        """The largest ratio of each tensor that is to become zero, when ``share`` of the target is wanted.
+        """The largest ratios that are to become zero, when ``share`` of the target is wanted.
 
-        A unit goes exactly if its ratio is at most its tensor's limit.
+        A unit goes exactly if its ratio is at most its limit.
 
         Args:
             ratios: one tensor of ratios ≥ 0 a parameter. Overwritten.
             flats: for each pool the 1-d storage behind its members' ratios, in order.
             share: share of the target, in [0, 1].
+
+        Returns:
+            One tensor a parameter: a scalar, or under N:M one limit a unit, −1 for those that must stay.
         """
         found: dict[int, Tensor] = {}
         for pool, flat in zip(self.pools, flats, strict=True):
             wanted = math.floor(share * pool.zeros + 1e-9)
-            tops = {}
+            tops, gone = {}, {}
             for i, n, kept in zip(pool.members, pool.units, pool.kept, strict=True):
                 if self._nm is not None:
-                    ratios[i].masked_fill_(~self._nm.removable(ratios[i], self._out_dims[i]), torch.inf)
+                    gone[i] = self._nm.removable(ratios[i], self._out_dims[i])
+                    ratios[i].masked_fill_(~gone[i], torch.inf)
                 elif kept:
                     tops[i] = _protect_largest(ratios[i], n - kept)
             limit = kth_smallest(flat, wanted, overwrite=True) if wanted else flat.new_full((), -1.0)
             for i in pool.members:
                 found[i] = torch.minimum(limit, tops[i]) if i in tops else limit
+                if i in gone:
+                    found[i] = torch.where(gone[i], limit, -1.0)
         return [found[i] for i in range(len(ratios))]
 
     def pattern(self, scores: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
@@ -125,6 +136,8 @@ class Dial:
             seconds: decide between equal scores; ≥ 0, finite.
         """
         kept: dict[int, Tensor] = {}
+        widest = max((tensor.dtype for tensor in [*scores, *seconds]), key=lambda dtype: dtype.itemsize)
+        scores, seconds = [tensor.to(widest) for tensor in scores], [tensor.to(widest) for tensor in seconds]
         for pool in self.pools:
             keys = []
             for i, n, safe in zip(pool.members, pool.units, pool.kept, strict=True):

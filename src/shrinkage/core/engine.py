@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NoReturn, Self, TypedDict, Unpack
+from typing import Any, NoReturn, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +21,12 @@ from shrinkage.core.errors import InputError, StateError, TargetError
 from shrinkage.core.granularity import NM, Granularity, Weight
 from shrinkage.core.hold import Held, Holder, bit_mask, clear
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
+from shrinkage.core.options import Options, check_options
 from shrinkage.core.protocols import Solver
 from shrinkage.core.result import Layer, Sparsified
-from shrinkage.core.schedules import Ramp, Shape
-from shrinkage.core.selection import Rules, resolve, select
+from shrinkage.core.schedules import Ramp
+from shrinkage.core.selection import resolve, select
 from shrinkage.core.slots import Slot
-
-
-class Options(TypedDict, total=False):
-    """Keyword options that every sparsifier understands; see :class:`Sparsifier`."""
-
-    include: Rules | None
-    exclude: Rules | None
-    biases: bool
-    granularity: Granularity
-    layer_sparsity: Mapping[str, float]
-    floor: float
-    ramp: str | Shape
-    start: float
-    end: float
 
 
 class Sparsifier:
@@ -78,6 +65,7 @@ class Sparsifier:
         zero_below: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
+        check_options(type(self), options)
         self._model = model
         self._selected = select(
             model, options.get("include"), options.get("exclude"), biases=options.get("biases", False)
@@ -118,8 +106,8 @@ class Sparsifier:
             if layers:
                 raise InputError("layer_sparsity refines sparsity=, which was not given")
             return None
-        if isinstance(sparsity, bool) or not 0.0 < sparsity < 1.0:
-            raise InputError(f"sparsity is the share of zeros, between 0 and 1 (0.95 for 95 %), got {sparsity}")
+        if isinstance(sparsity, bool | str) or not 0.0 < sparsity < 1.0:
+            raise InputError(f"sparsity is the share of zeros, between 0 and 1 (0.95 for 95 %), got {sparsity!r}")
         units = [math.prod(shape) for shape in self._shapes.values()]
         out_dims = [item.out_dim for item in self._selected]
         return Dial(list(self._shapes), units, out_dims, self._granularity, sparsity, layers, floor)
@@ -142,7 +130,7 @@ class Sparsifier:
             raise StateError(
                 f"{self._name} is attached already; call detach() first, or build another for another model"
             )
-        inner = [unwrap_optimizer(optimizer, self._name) for optimizer in optimizers]
+        inner = list(dict.fromkeys(unwrap_optimizer(optimizer, self._name) for optimizer in optimizers))
         self._slots = self._make_slots(inner)
         load = dict.fromkeys(inner, 0)
         for slot in self._slots:
@@ -331,7 +319,7 @@ class Sparsifier:
             self._hold(checkpoint.unpack_masks(state["kept"], {slot.name: slot.parameter for slot in self._slots}))
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"granularity": repr(self._granularity)}
+        config: dict[str, Any] = {"solver": type(self._solver).__name__, "granularity": repr(self._granularity)}
         if self._dial is not None:
             config["zeros"] = [pool.zeros for pool in self._dial.pools]
         if self._ramp is not None:

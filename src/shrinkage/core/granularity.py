@@ -86,7 +86,9 @@ class Row:
         return units.reshape(view)
 
     def check(self, name: str, weight: Sequence[int], out_dim: int) -> None:
-        """Every shape will do."""
+        """Scalars have no outputs."""
+        if not weight:
+            raise InputError(f"{name!r} is a single number and has no rows; leave it out with exclude={name!r}")
 
 
 @dataclass(frozen=True)

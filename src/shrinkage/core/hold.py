@@ -128,7 +128,7 @@ class KeepZeros:
         """
         if self._hooks is not None:
             raise StateError("these zeros are kept already; call detach() before attaching elsewhere")
-        inner = [unwrap_optimizer(optimizer, "keep_zeros") for optimizer in optimizers]
+        inner = list(dict.fromkeys(unwrap_optimizer(optimizer, "keep_zeros") for optimizer in optimizers))
         owner = owners(inner)
         held: dict[Optimizer, list[Held]] = {}
         for name, parameter in resolve(self._model, self._kept).items():

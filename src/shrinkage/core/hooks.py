@@ -163,11 +163,11 @@ def _refuse_copies(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str
         )
 
 
-def owners(optimizers: Sequence[Optimizer]) -> dict[int, tuple[Optimizer, dict[str, Any]]]:
-    """Which optimiser and parameter group updates each tensor, by the tensor's id."""
+def owners(optimizers: Sequence[Optimizer]) -> dict[int, tuple[Optimizer, int]]:
+    """Which optimiser, and which of its parameter groups, updates each tensor, by the tensor's id."""
     return {
-        id(parameter): (optimizer, group)
+        id(parameter): (optimizer, index)
         for optimizer in optimizers
-        for group in optimizer.param_groups
+        for index, group in enumerate(optimizer.param_groups)
         for parameter in group["params"]
     }

@@ -57,7 +57,7 @@ class FixedProximal:
             length: float | Tensor = slot.group["lr"]
             metric = slot.metric()
             if metric is not None:
-                length = length / (metric + slot.group.get("eps", 1e-8))
+                length = length / (metric / slot.bias_correction() ** 0.5 + slot.group.get("eps", 1e-8))
             slot.shrink(size - self.prior.prox(i, size, scales, length), size)
         self.scales.step()
 
@@ -160,7 +160,7 @@ class SteeredProximal:
         for i, slot in enumerate(self._slots):
             size = slot.sizes()
             slot.shrink(self._pull_of(i, size, factors[i]).mul_(limits[i].clamp(min=0)), size)
-        self._limit = limits[-1]
+        self._limit = torch.stack([limit.amax().to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
             self._flats, self._ratios = [], []
 

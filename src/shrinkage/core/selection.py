@@ -14,6 +14,7 @@ from typing import cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.core.errors import InputError
 
@@ -39,9 +40,9 @@ class Selected:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside ``torch.compile``'s and data-parallel wrappers."""
+    """The user's module inside ``torch.compile``'s, data-parallel and weight-averaging wrappers."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel | AveragedModel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = cast(nn.Module, model._orig_mod)
@@ -75,7 +76,12 @@ def select(
     >>> [chosen.name for chosen in select(net, exclude="2.*")]
     ['0.weight']
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     model = unwrap(model)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise InputError(f"{name!r} has no shape yet: run the model on one batch before choosing weights")
     owned = list(_parameters(model))
     named, unwanted = _as_rules(include or ()), _as_rules(exclude or ())
     takers = [_matcher(rule, biases) for rule in named]
@@ -93,8 +99,6 @@ def select(
             continue
         if any(leaves(name, module, parameter) for leaves in leavers):
             continue
-        if isinstance(parameter, nn.UninitializedParameter):
-            raise InputError(f"{name!r} has no shape yet: run the model on one batch before choosing weights")
         chosen.append(Selected(name, _out_dim(module)))
     if not chosen:
         raise InputError(

@@ -23,7 +23,7 @@ class Slot:
         out_dim: the dimension that counts outputs.
         granularity: how it is cut into units.
         optimizer: the optimiser that updates it.
-        group: its parameter group there.
+        group_index: which of its parameter groups.
     """
 
     name: str
@@ -31,7 +31,12 @@ class Slot:
     out_dim: int
     granularity: Granularity
     optimizer: Optimizer
-    group: dict[str, Any]
+    group_index: int
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """Its parameter group as it is now: ``load_state_dict`` replaces the dictionaries."""
+        return self.optimizer.param_groups[self.group_index]
 
     @property
     def unit_shape(self) -> tuple[int, ...]:
@@ -82,7 +87,10 @@ class Slot:
         return torch.zeros(self.unit_shape, device=self.parameter.device)
 
     def metric(self) -> Tensor | None:
-        """√v per unit (root mean square over the unit) under an optimiser that keeps second moments."""
+        """√v per unit (root mean square over the unit) under an optimiser that keeps second moments.
+
+        As the optimiser stores it: see :meth:`bias_correction`.
+        """
         squares = self.optimizer.state.get(self.parameter, {}).get("exp_avg_sq")
         if not isinstance(squares, Tensor) or squares.shape != self.parameter.shape:
             return None
@@ -90,12 +98,23 @@ class Slot:
             return wide(squares).sqrt()
         return self.sizes(squares.sqrt()) * math.sqrt(self.units / self.parameter.numel())
 
+    def bias_correction(self) -> float | Tensor:
+        """1 − β₂ᵗ, the share of its final weight that Adam's second moment has reached."""
+        step, betas = self.optimizer.state.get(self.parameter, {}).get("step"), self.group.get("betas")
+        if step is None or betas is None:
+            return 1.0
+        share: float | Tensor = 1 - betas[1] ** step
+        return share.to(self.parameter.device) if isinstance(share, Tensor) else share
+
 
 def learning_rate_shares(slots: list[Slot]) -> list[float]:
-    """Each slot's learning rate over the largest: all 1 when the groups agree."""
-    rates = [slot.group["lr"] for slot in slots]
+    """Each slot's learning rate over the largest, at least 0.001; all 1 when the groups agree or have none.
+
+    The bound keeps a group whose rate is 0 for a while within reach of the target.
+    """
+    rates = [slot.group.get("lr", 1.0) for slot in slots]
     if all(rate is rates[0] for rate in rates):
         return [1.0] * len(slots)
     numbers = [float(rate) for rate in rates]
     top = max(numbers)
-    return [number / top if top > 0 else 1.0 for number in numbers]
+    return [max(number / top, 1e-3) if top > 0 else 1.0 for number in numbers]

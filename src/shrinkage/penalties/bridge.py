@@ -16,9 +16,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Options, Sparsifier
+from shrinkage.core.engine import Sparsifier
 from shrinkage.core.errors import InputError
 from shrinkage.core.gradient import Scales
+from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
@@ -128,10 +129,10 @@ class Bridge(Sparsifier):
     ) -> None:
         if not 0.0 < power < 1.0:
             raise InputError(f"Bridge needs a power between 0 and 1, got {power}")
-        name = type(self).__name__
+        method = type(self)
         if xi is None:
-            chosen, options = steered(name, BridgePull(power), sparsity, steps, solver, options)
+            chosen, options = steered(method, BridgePull(power), sparsity, steps, solver, options)
         else:
             prior = BridgePrior(strength("xi", xi), power)
-            chosen = fixed(name, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
+            chosen = fixed(method, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shrinkage.core.engine import Options
 from shrinkage.core.errors import InputError
 from shrinkage.core.gradient import GradientSolver, Scales
 from shrinkage.core.granularity import NM
+from shrinkage.core.options import Options, check_options
 from shrinkage.core.protocols import AdaptivePull, Prior, Solver
 from shrinkage.core.proximal import FixedProximal, SteeredProximal
 
@@ -21,7 +21,7 @@ INTERVAL = 8
 
 
 def steered(
-    name: str,
+    method: type,
     pull: AdaptivePull,
     sparsity: float | None,
     steps: int | None,
@@ -33,6 +33,8 @@ def steered(
     Raises:
         InputError: if the target or the length of the training is missing, or the solver cannot be steered.
     """
+    check_options(method, options)
+    name = method.__name__
     if sparsity is None and not isinstance(options.get("granularity"), NM):
         raise InputError(f"{name} needs a target (sparsity= and steps=) or fixed strengths (such as xi=)")
     if steps is None:
@@ -43,7 +45,7 @@ def steered(
     return SteeredProximal(pull, interval), Options(**{**STEERED, **options})
 
 
-def fixed(name: str, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:
+def fixed(method: type, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:
     """The solver of a method with fixed strengths; by default the paper's gradient solver.
 
     Raises:
@@ -55,7 +57,7 @@ def fixed(name: str, prior: Prior, scales: Scales, solver: SolverName | None) ->
         return GradientSolver(prior, scales, in_loss=True)
     if solver == "proximal":
         return FixedProximal(prior, scales)
-    raise InputError(f"{name}: solver must be 'proximal', 'gradient' or 'loss', got {solver!r}")
+    raise InputError(f"{method.__name__}: solver must be 'proximal', 'gradient' or 'loss', got {solver!r}")
 
 
 def strength(name: str, value: float | None, default: float = 0.0) -> float:

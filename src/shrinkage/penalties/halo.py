@@ -21,8 +21,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Options, Sparsifier
+from shrinkage.core.engine import Sparsifier
 from shrinkage.core.gradient import Scales
+from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
@@ -179,10 +180,10 @@ class HALO(Sparsifier):
         lam_weight_decay: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        name = type(self).__name__
+        method = type(self)
         if xi is None and psi is None:
-            chosen, options = steered(name, HALOPull(), sparsity, steps, solver, options)
+            chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options)
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
-            chosen = fixed(name, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
+            chosen = fixed(method, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

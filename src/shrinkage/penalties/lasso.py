@@ -15,8 +15,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Options, Sparsifier
+from shrinkage.core.engine import Sparsifier
 from shrinkage.core.gradient import Scales
+from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
@@ -97,10 +98,10 @@ class Lasso(Sparsifier):
         solver: SolverName | None = None,
         **options: Unpack[Options],
     ) -> None:
-        name = type(self).__name__
+        method = type(self)
         if xi is None:
-            chosen, options = steered(name, UniformPull(), sparsity, steps, solver, options)
+            chosen, options = steered(method, UniformPull(), sparsity, steps, solver, options)
         else:
             prior = LassoPrior(strength("xi", xi))
-            chosen = fixed(name, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
+            chosen = fixed(method, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

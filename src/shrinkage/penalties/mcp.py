@@ -15,9 +15,10 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Options, Sparsifier
+from shrinkage.core.engine import Sparsifier
 from shrinkage.core.errors import InputError
 from shrinkage.core.gradient import Scales
+from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
@@ -115,12 +116,12 @@ class MCP(Sparsifier):
         solver: SolverName | None = None,
         **options: Unpack[Options],
     ) -> None:
-        name = type(self).__name__
+        method = type(self)
         if xi is None and psi is None:
-            chosen, options = steered(name, MCPPull(), sparsity, steps, solver, options)
+            chosen, options = steered(method, MCPPull(), sparsity, steps, solver, options)
         else:
             if xi is None or psi is None or not psi > 0:
                 raise InputError(f"MCP needs both xi >= 0 and psi > 0, got xi={xi}, psi={psi}")
             prior = MCPPrior(strength("xi", xi), strength("psi", psi))
-            chosen = fixed(name, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
+            chosen = fixed(method, prior, Scales(prior, 0.0, 0.0, 0.0), solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

@@ -16,8 +16,9 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Options, Sparsifier
+from shrinkage.core.engine import Sparsifier
 from shrinkage.core.gradient import Scales
+from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 from shrinkage.penalties.lasso import UniformPull
@@ -93,10 +94,10 @@ class SWS(Sparsifier):
         lam_weight_decay: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
-        name = type(self).__name__
+        method = type(self)
         if xi is None and psi is None:
-            chosen, options = steered(name, UniformPull(), sparsity, steps, solver, options)
+            chosen, options = steered(method, UniformPull(), sparsity, steps, solver, options)
         else:
             prior = SWSPrior(strength("xi", xi), strength("psi", psi))
-            chosen = fixed(name, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
+            chosen = fixed(method, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)
