@@ -13,18 +13,14 @@ DIGITS = data.load("digits")
 
 def _rows(*splits):
     """Every example with its label, as a sorted list."""
-    return sorted(
-        (*x, int(y)) for split in splits for x, y in zip(split.x.flatten(1).tolist(), split.y, strict=True)
-    )
+    return sorted((*x, int(y)) for split in splits for x, y in zip(split.x.flatten(1).tolist(), split.y, strict=True))
 
 
 def test_digits_are_all_of_scikit_learns():
     from sklearn.datasets import load_digits
 
     bundle = load_digits()
-    expected = sorted(
-        (*map(int, x), int(y)) for x, y in zip(bundle.data.tolist(), bundle.target, strict=True)
-    )
+    expected = sorted((*map(int, x), int(y)) for x, y in zip(bundle.data.tolist(), bundle.target, strict=True))
     assert _rows(DIGITS.train, DIGITS.test) == expected
     assert (len(DIGITS.train), len(DIGITS.test)) == (1437, 360)
     assert DIGITS.input_shape == tuple(DIGITS.train.x.shape[1:])

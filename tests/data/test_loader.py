@@ -2,6 +2,7 @@ import pickle
 
 import pytest
 import torch
+from torch import multiprocessing
 
 from shrinkage.core.errors import InputError
 from shrinkage.data import Split, batches
@@ -57,6 +58,17 @@ def test_iterating_leaves_the_global_random_state_alone():
 def test_the_loader_can_be_pickled():
     loader = pickle.loads(pickle.dumps(batches(SPLIT, 3, shuffle=True, seed=5)))
     assert order(loader, 2) == order(batches(SPLIT, 3, shuffle=True, seed=5), 2)
+
+
+def _put_order(rank, loader, queue):
+    queue.put(order(loader, 1))
+
+
+def test_the_loader_can_be_sent_to_a_spawned_process():
+    loader = batches(SPLIT, 3, shuffle=True)
+    queue = multiprocessing.get_context("spawn").Queue()
+    multiprocessing.spawn(_put_order, (loader, queue))
+    assert queue.get(timeout=60) == order(loader, 1)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.0, True])

@@ -135,9 +135,7 @@ def test_a_factory_that_does_not_serve_is_named_with_its_fault(module, factory, 
 def test_a_module_that_breaks_on_import_is_named(tmp_path, monkeypatch):
     (tmp_path / "broken_nets.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(
-        InputError, match=r"'broken_nets' cannot be imported .ZeroDivisionError: division by zero"
-    ):
+    with pytest.raises(InputError, match=r"'broken_nets' cannot be imported .ZeroDivisionError: division by zero"):
         build("broken_nets:net", TASK)
 
 

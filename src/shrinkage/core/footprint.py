@@ -128,7 +128,7 @@ class Footprint:
             macs = [layer.macs, layer.effective_macs, layer.energy_uj]
             return [
                 layer.name or "(model)", layer.kind, layer.parameters, layer.nonzeros,
-                f"{100 * layer.sparsity:.2f} %", layer.dense_bytes, layer.sparse_bytes,
+                f"{100 * layer.sparsity:.2f} %" if layer.parameters else None, layer.dense_bytes, layer.sparse_bytes,
                 *(macs if layer.counted or layer.macs else [None] * 3),
             ]  # fmt: skip
 

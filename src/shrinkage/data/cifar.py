@@ -150,8 +150,7 @@ def read_pickle(path: Path, count: int, layout: Layout) -> Split:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(
-            f"{path} is not a readable CIFAR batch ({type(error).__name__}: {error}); "
-            "copy or download it again"
+            f"{path} is not a readable CIFAR batch ({type(error).__name__}: {error}); copy or download it again"
         ) from error
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (count, _PIXELS):
         raise InputError(
@@ -159,9 +158,7 @@ def read_pickle(path: Path, count: int, layout: Layout) -> Split:
             "copy or download it again"
         )
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise InputError(
-            f"{path} holds labels of {_kind(labels)} for {count} images; copy or download it again"
-        )
+        raise InputError(f"{path} holds labels of {_kind(labels)} for {count} images; copy or download it again")
     return _checked(torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64)), path, layout)
 
 

@@ -50,9 +50,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
         url = f"{base}/{remote.name}"
         try:
             # pooch writes to a temporary file and moves it once the checksum is right.
-            path = pooch.retrieve(
-                url, f"md5:{remote.md5}", fname=remote.name, path=folder, progressbar=show_progress
-            )
+            path = pooch.retrieve(url, f"md5:{remote.md5}", fname=remote.name, path=folder, progressbar=show_progress)
             return Path(path)
         except (OSError, ValueError) as error:  # unreachable, refused, disk full; wrong checksum
             failures.append(f"{url}: {' '.join(str(error).split())}")

@@ -47,8 +47,7 @@ def batches(
         raise InputError(f"batch_size must be a positive whole number, got {batch_size!r}")
     if drop_last and len(split) < batch_size:
         raise InputError(
-            f"batch_size={batch_size} with drop_last leaves no batch of {len(split)} examples; "
-            "choose a smaller one"
+            f"batch_size={batch_size} with drop_last leaves no batch of {len(split)} examples; choose a smaller one"
         )
     sampler = EpochSampler(len(split), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
     return DataLoader(
@@ -56,8 +55,7 @@ def batches(
         batch_size=None,
         sampler=sampler,
         collate_fn=_unchanged,
-        # A generator of its own: the loader draws a worker seed at each epoch, else from the global one.
-        generator=torch.Generator(),
+        generator=_WorkerSeeds(),
     )
 
 
@@ -97,6 +95,16 @@ class EpochSampler(Sampler[Tensor]):
         order = permutation(self.count, self.seed, self.epoch) if self.shuffle else torch.arange(self.count)
         for start in range(0, len(self) * self.batch_size, self.batch_size):
             yield order[start : start + self.batch_size]
+
+
+class _WorkerSeeds(torch.Generator):
+    """Where the loader draws a seed for its workers at each epoch, which else the global generator would give.
+
+    A plain generator cannot be sent to a spawned process.
+    """
+
+    def __reduce__(self) -> tuple[type[_WorkerSeeds], tuple[()]]:  # type: ignore[override]
+        return _WorkerSeeds, ()
 
 
 class _Indexed(Dataset[Batch]):

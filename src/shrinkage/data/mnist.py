@@ -51,9 +51,7 @@ def load_mnist(directory: Path, *, download: bool) -> tuple[Split, Split]:
     for name, md5 in FILES.items():
         path = _find(folder, name)
         if path is None and not download:
-            raise InputError(
-                f"MNIST's file {name}.gz is not in {folder}; put it there, or allow the download"
-            )
+            raise InputError(f"MNIST's file {name}.gz is not in {folder}; put it there, or allow the download")
         paths.append(path or fetch(Remote(f"{name}.gz", md5, MIRRORS), folder))
     return _split(*paths[:2]), _split(*paths[2:])
 
@@ -92,8 +90,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     expected = header + int(np.prod(shape, dtype=object))
     if len(shape) < dimensions or len(raw) != expected:
         raise InputError(
-            f"{path} holds {len(raw):,} bytes, its header asks for {expected:,}: it is truncated or damaged; "
-            f"{remedy}"
+            f"{path} holds {len(raw):,} bytes, its header asks for {expected:,}: it is truncated or damaged; {remedy}"
         )
     return torch.from_numpy(np.frombuffer(bytearray(raw), dtype=np.uint8)[header:].reshape(shape))
 
