@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -96,7 +96,7 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
 
     Args:
         options: settings by the names of :class:`RunConfig`; what is absent is taken from the recipe of
-            the data set. Whole numbers and numbers may come as text (YAML reads ``5e-4`` as text).
+            the data set. A value may come as text.
 
     Raises:
         InputError: if a name is unknown, or a value has the wrong type or is out of its range.
@@ -142,17 +142,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     yaml = require("yaml", "train")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Everything as text: the types are known here, and YAML's own guesses read 2:4 as 124.
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file in UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
+    if content is None or content == "":
         return {}
     if not isinstance(content, dict):
-        raise InputError(f"{path} must hold lines such as 'sparsity: 0.9', it holds a {_kind(content)}")
+        raise InputError(f"{path} must hold lines such as 'sparsity: 0.9', it holds {content!r}")
     try:
         return {_known(key): value for key, value in content.items()}
     except InputError as error:
@@ -210,28 +211,43 @@ def _known(key: object) -> str:
 def _typed(name: str, value: Any) -> Any:
     """``value`` as the setting's own type, where nothing is lost by it."""
     wanted = _TYPES[name]
-    optional = type(None) in get_args(wanted)
-    if optional:
-        if value is None:
+    if type(None) in get_args(wanted):
+        if value is None or value in ("", "null", "~"):
             return None
         wanted = get_args(wanted)[0]
-    if wanted is not bool and isinstance(value, str | int | float | Path) and not isinstance(value, bool):
-        try:
-            typed = wanted(value)
-        except (ValueError, OverflowError):
-            typed = None
-        if typed is not None and (wanted is not int or float(value) == typed):
-            return typed
-    elif wanted is bool and isinstance(value, bool):
+    try:
+        return _PARSERS[wanted](value)
+    except (TypeError, ValueError, OverflowError, KeyError, AttributeError):
+        kind = "" if isinstance(value, str) else f" ({type(value).__name__})"
+        raise InputError(f"{name} must be {_WORDS[wanted]}, got {value!r}{kind}") from None
+
+
+def _whole(value: Any) -> int:
+    number = int(value)
+    if isinstance(value, bool) or (not isinstance(value, str) and number != value):
+        raise ValueError
+    return number
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError
+    return float(value)
+
+
+def _truth(value: Any) -> bool:
+    if isinstance(value, bool):
         return value
-    raise InputError(f"{name} must be {_WORDS[wanted]}, got {value!r} ({_kind(value)})")
+    return {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}[value.lower()]
 
 
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing"
-    words = {str: "text", dict: "mapping", int: "number", float: "number", bool: "true or false"}
-    return words.get(type(value), type(value).__name__)
+def _text(value: Any) -> str:
+    if not isinstance(value, str | Path):
+        raise TypeError
+    return str(value)
+
+
+_PARSERS: dict[type, Callable[[Any], Any]] = {int: _whole, float: _number, bool: _truth, str: _text}
 
 
 def _within(name: str, value: object, fine: bool, wanted: str) -> None:

@@ -25,7 +25,8 @@ def accuracy(model: nn.Module, split: Split, prepare: Prepare) -> float:
     model.eval()
     hits = torch.zeros((), dtype=torch.int64, device=device)  # summed there, so that the CPU waits once
     with torch.no_grad():
-        for x, y in zip(split.x.split(_BATCH), split.y.split(_BATCH), strict=True):
+        for start in range(0, len(split), _BATCH):
+            x, y = split.x[start : start + _BATCH], split.y[start : start + _BATCH]
             logits = model(prepare(x.to(device, non_blocking=True)))
             hits += (logits.argmax(1) == y.to(device, non_blocking=True)).sum()
     for module, training in modes:

@@ -39,6 +39,7 @@ def train(
     out: Path = Path("runs"),
     name: str | None = None,
     command: str = "",
+    begun: Callable[[Path], None] | None = None,
     tell: Tell = print,
     progress: bool = False,
 ) -> tuple[RunFolder, Summary]:
@@ -49,6 +50,7 @@ def train(
         out: where run folders are made.
         name: of the folder; by default the time, the data set, the model and the method.
         command: kept in the summary: what a person typed.
+        begun: receives the run's folder as soon as it is there.
         tell: receives what a person should know, a line at a time.
         progress: whether to draw a progress bar on stderr; otherwise every epoch is told of.
 
@@ -63,7 +65,8 @@ def train(
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     label = config.model.replace(":", "-")
     folder = folders.create(out, name or f"{stamp}-{config.data}-{label}-{config.method}")
-    tell(f"run folder: {folder.path}")
+    if begun is not None:
+        begun(folder.path)
     with folder.locked():
         write(folder.config, config.to_yaml())
         write(folder.path / "command.txt", command + "\n")
