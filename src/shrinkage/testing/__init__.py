@@ -1,0 +1,16 @@
+"""Conformance checks: what every method of a kind must do, for those who write one.
+
+A check is a plain function that takes a *factory* and raises ``AssertionError`` with the reason. One table
+row enrols a method in all of them::
+
+    import pytest
+    from shrinkage.testing import sparsifier_checks
+
+    @pytest.mark.parametrize("check", sparsifier_checks(), ids=lambda check: check.__name__)
+    def test_mine(check):
+        check(lambda model, sparsity, steps: MySparsifier(model, sparsity, steps))
+"""
+
+from shrinkage.testing.sparsifiers import SparsifierFactory, check_sparsifier, sparsifier_checks
+
+__all__ = ["SparsifierFactory", "check_sparsifier", "sparsifier_checks"]
