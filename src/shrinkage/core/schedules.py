@@ -71,12 +71,12 @@ class Ramp:
     @property
     def first_step(self) -> int:
         """The last step at which nothing is wanted yet."""
-        return math.floor(self.start * self.steps)
+        return math.floor(round(self.start * self.steps, 6))  # 0.29 · 100 is 28.999…
 
     @property
     def last_step(self) -> int:
         """The step after which the whole target is wanted and the pattern is fixed."""
-        return math.ceil(self.end * self.steps)
+        return math.ceil(round(self.end * self.steps, 6))
 
     def __call__(self, step: int) -> float:
         """Share of the target wanted after ``step`` optimiser steps, in [0, 1]."""
