@@ -10,8 +10,6 @@ from pathlib import Path
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 from torch import nn
 
 from shrinkage.core.engine import Sparsifier
@@ -19,6 +17,7 @@ from shrinkage.core.selection import resolve, select
 from shrinkage.data import Data, batches
 from shrinkage.models import build
 from shrinkage.report import Figures, gather
+from shrinkage.training.bar import TrainingBar
 from shrinkage.training.callbacks import Metrics, Row, Sparsify
 from shrinkage.training.checkpoints import EveryEpoch, SafeCheckpoints, latest
 from shrinkage.training.config import RunConfig, accelerator
@@ -73,7 +72,7 @@ def fit(
     if sparsifier is not None:
         callbacks.insert(0, Sparsify(sparsifier))
     if progress:
-        callbacks.append(_bar())
+        callbacks.append(TrainingBar(METHODS[method].title))
     kind, index = accelerator(config.device)
     with _quiet():
         trainer = Trainer(
@@ -109,13 +108,6 @@ def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig)
     lam = sparsifier.lam()
     sparsifier.detach()
     return gather(model, names, sizes, {name: lam[name] for name in names if name in lam})
-
-
-def _bar() -> RichProgressBar:
-    theme = RichProgressBarTheme(
-        progress_bar="cyan", progress_bar_finished="cyan", metrics_format=".4g", metrics_text_delimiter="  "
-    )
-    return RichProgressBar(refresh_rate=5, theme=theme, console_kwargs={"stderr": True})
 
 
 @contextlib.contextmanager

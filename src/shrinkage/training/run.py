@@ -156,7 +156,7 @@ def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, do
     model = _restore(folder, config, data)
     ledger = footprint(model, torch.zeros(1, *data.input_shape))
     outcome = done[config.method]
-    dense = done.get("dense")
+    dense = done.get("dense") if config.method != "dense" else None
     zeros = sum(layer.zeros for layer in outcome.figures.layers)
     weights = sum(layer.weights for layer in outcome.figures.layers)
     total = ledger.total
