@@ -274,10 +274,12 @@ def test_hugging_face_gpt2_is_counted_whole():
 
 def test_a_transformer_encoder_is_counted_although_pytorch_has_a_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.TransformerEncoder(layer, 2)
     tokens = 3 * 5
     one = tokens * (4 * 64 + 2 * 8 * 16) + 2 * tokens * 5 * 8 + 2 * tokens * 8
     assert macs(model, torch.zeros(3, 5, 8))[0] == 2 * one
+    padding = torch.tensor([[False] * 3 + [True] * 2] * 3)  # by the fast path a nested tensor
+    assert macs(model, {"src": torch.zeros(3, 5, 8), "src_key_padding_mask": padding})[0] == 2 * one
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -461,7 +463,10 @@ def slow_bytes(values, bits):
     return entries * (bits // 8 + 4)
 
 
-@given(st.lists(st.integers(0, 1500), max_size=6), st.integers(0, 3))
+GAPS = st.integers(0, 1500) | st.integers(8, 40) | st.sampled_from([254, 255, 256, 257, 511, 512])
+
+
+@given(st.lists(GAPS, max_size=6), st.integers(0, 3))
 def test_the_sparse_form_is_the_smallest_of_the_three(gaps, tail):
     values = [x for gap in gaps for x in [0] * gap + [1]] + [0] * tail
     n, z = len(values), len(gaps)

@@ -28,6 +28,10 @@ def test_digits_are_all_of_scikit_learns():
     assert DIGITS.augment is None
 
 
+def test_the_test_digits_are_always_the_same_ones():
+    assert DIGITS.test.y[:12].tolist() == [0, 8, 8, 9, 8, 3, 7, 5, 0, 6, 6, 3]
+
+
 def test_validation_is_taken_from_the_training_images_and_the_test_images_stay():
     held = data.load("digits", validation=437)
     assert (len(held.train), len(held.validation)) == (1000, 437)
