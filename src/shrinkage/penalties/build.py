@@ -69,5 +69,5 @@ def strength(name: str, value: float | None, default: float = 0.0) -> float:
     if value is None:
         return default
     if not 0.0 <= value < float("inf"):
-        raise InputError(f"{name} is a strength, at least 0, got {value}")
+        raise InputError(f"{name} must be finite and at least 0, got {value}")
     return float(value)

@@ -81,6 +81,18 @@ class HALOPrior:
             gradients.append(-2 * self.xi * size.sum() / scale.pow(3) + self.psi * scale.sgn())
         return gradients
 
+    @property
+    def separable(self) -> bool:
+        """True unless the bracket or a layer's λ ties the weights together."""
+        return self.budget == 0 and not self.squared and not self.layerwise
+
+    def gradients(self, weight: Tensor, scale: Tensor, scale_gradient: Tensor) -> Tensor:
+        """``grad_size`` times the sign, and ``grad_scales``, for single weights and a separable penalty."""
+        pull = weight.sgn().div_(scale.square())
+        torch.sgn(scale, out=scale_gradient)
+        scale_gradient.mul_(self.psi).addcdiv_(weight * pull, scale, value=-2 * self.xi)
+        return pull.mul_(self.xi)
+
     def prox(self, index: int, size: Tensor, scales: Sequence[Tensor], step: float | Tensor) -> Tensor:
         """Soft thresholding at step·ξ/λ²."""
         return (size - step * self.grad_size(index, size, scales)).clamp_(min=0)
@@ -185,5 +197,7 @@ class HALO(Sparsifier):
             chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options)
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
-            chosen = fixed(method, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
+            settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
+            scales = Scales(prior, *(strength(word, value) for word, value in settings.items()))
+            chosen = fixed(method, prior, scales, solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

@@ -99,5 +99,7 @@ class SWS(Sparsifier):
             chosen, options = steered(method, UniformPull(), sparsity, steps, solver, options)
         else:
             prior = SWSPrior(strength("xi", xi), strength("psi", psi))
-            chosen = fixed(method, prior, Scales(prior, lam_lr, lam_momentum, lam_weight_decay), solver)
+            settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
+            scales = Scales(prior, *(strength(word, value) for word, value in settings.items()))
+            chosen = fixed(method, prior, scales, solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)
