@@ -140,17 +140,17 @@ def _dots(points: Sequence[Point], x: Axis, y: Axis) -> str:
 
 
 def _names(lines: Sequence[Line], y: Axis) -> list[str]:
-    """Each curve's name at its right end, pushed apart where the curves end close together."""
+    """Each curve's name above its right end, pushed down where curves end close together."""
     gap = 14.0
-    ends = sorted((max(TOP, min(_PLOT_BOTTOM, y.y(line.y[-1]))), index) for index, line in enumerate(lines))
-    # Labels go above their lines; the lowest first, each next one above it.
-    texts = []
-    previous = _PLOT_BOTTOM + gap
-    for place, index in reversed(ends):
-        at = min(place - 6, previous - gap)
-        previous = at = max(at, TOP - 3 + gap * sum(other < place for other, _ in ends))
-        texts.append(label(_PLOT_RIGHT - 4, at, lines[index].name, lines[index].kind, "end"))
-    return texts
+    ends = sorted((y.y(line.y[-1]), index) for index, line in enumerate(lines))
+    places: list[float] = []
+    for end, _ in ends:
+        places.append(max(end - 6, places[-1] + gap) if places else end - 6)
+    below = max(0.0, places[-1] - (_PLOT_BOTTOM - 4)) if places else 0.0
+    return [
+        label(_PLOT_RIGHT - 4, place - below, lines[index].name, lines[index].kind, "end")
+        for place, (_, index) in zip(places, ends, strict=True)
+    ]
 
 
 def _readings(lines: Sequence[Line], x: Axis, y: Axis, epochs: int) -> list[str]:

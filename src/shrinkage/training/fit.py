@@ -11,6 +11,7 @@ from pathlib import Path
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
+from torch.utils.data import DataLoader
 
 from shrinkage.core.engine import Sparsifier
 from shrinkage.core.selection import resolve, select
@@ -24,7 +25,7 @@ from shrinkage.training.config import RunConfig, accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.outcome import Outcome
-from shrinkage.training.task import Classifier
+from shrinkage.training.task import Batch, Classifier
 
 
 def fit(
@@ -59,14 +60,7 @@ def fit(
         StateError: if the training diverges or the disk is full.
         TargetError: if the sparsity was not reached.
     """
-    seed_everything(config.seed, verbose=False)
-    model = build(config.model, data)
-    several = config.devices > 1
-    loader = batches(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=several)
-    steps = len(loader) * config.epochs
-    make = METHODS[method].make
-    sparsifier = None if make is None else make(model, config.sparsity, steps, granularity(config.granularity))
-
+    model, loader, sparsifier = assemble(config, method, data)
     metrics = Metrics(data, sparsifier, publish)
     callbacks: list[Callback] = [metrics, EveryEpoch(checkpoints)]
     if sparsifier is not None:
@@ -78,7 +72,7 @@ def fit(
         trainer = Trainer(
             accelerator=kind,
             devices=config.devices if index is None else [index],
-            strategy="ddp" if several else "auto",
+            strategy="ddp" if config.devices > 1 else "auto",
             max_epochs=config.epochs,
             callbacks=callbacks,
             plugins=[SafeCheckpoints(tell)],
@@ -88,13 +82,31 @@ def fit(
             use_distributed_sampler=False,  # each process takes its share of every batch, see Classifier
             default_root_dir=checkpoints,
         )
-        trainer.fit(Classifier(model, data, config, steps, len(loader)), loader, ckpt_path=latest(checkpoints))
+        trainer.fit(Classifier(model, data, config, len(loader)), loader, ckpt_path=latest(checkpoints))
     model.to(trainer.strategy.root_device)  # Lightning has moved it back to the CPU
     score = accuracy(model, data.test, data.prepare)
     held_out = None if data.validation is None else accuracy(model, data.validation, data.prepare)
     model.cpu()
     seconds = metrics.rows[-1]["seconds"]
     return model, Outcome(score, held_out, seconds, metrics.rows, _figures(model, sparsifier, config))
+
+
+def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, DataLoader[Batch], Sparsifier | None]:
+    """The network with its first weights, the batches, and the method if there is one.
+
+    Raises:
+        InputError: if the settings do not go together.
+    """
+    seed_everything(config.seed, verbose=False)
+    model = build(config.model, data)
+    # A rest that does not reach all devices would leave one without an example.
+    several = config.devices > 1
+    loader = batches(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=several)
+    make = METHODS[method].make
+    if make is None:
+        return model, loader, None
+    steps = len(loader) * config.epochs
+    return model, loader, make(model, config.sparsity, steps, granularity(config.granularity))
 
 
 def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig) -> Figures:

@@ -81,8 +81,10 @@ def create(out: Path, name: str) -> RunFolder:
     """Make a fresh folder ``out/name``, or ``out/name-2`` and so on where there is one already.
 
     Raises:
-        InputError: if it cannot be made.
+        InputError: if the name is a path, or the folder cannot be made.
     """
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise InputError(f"name must be a folder's name, got {name!r}; where it is made is set by --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         attempt = 1

@@ -23,7 +23,7 @@ from shrinkage.training import outcome as outcomes
 from shrinkage.training.callbacks import Row
 from shrinkage.training.config import RunConfig, read_yaml, resolve
 from shrinkage.training.files import write
-from shrinkage.training.fit import fit
+from shrinkage.training.fit import assemble, fit
 from shrinkage.training.folder import RunFolder
 from shrinkage.training.methods import METHODS
 from shrinkage.training.outcome import Outcome
@@ -60,8 +60,8 @@ def train(
     Raises:
         InputError, StateError, TargetError: see :func:`~shrinkage.training.fit.fit`.
     """
-    data = _load(config)  # before the folder is made: a data set that is not there leaves nothing behind
-    build(config.model, data)
+    data = _load(config)
+    assemble(config, config.method, data)  # what cannot begin leaves no folder behind
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     label = config.model.replace(":", "-")
     folder = folders.create(out, name or f"{stamp}-{config.data}-{label}-{config.method}")

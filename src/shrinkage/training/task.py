@@ -30,25 +30,23 @@ class Classifier(LightningModule):
         model: maps a prepared batch to logits.
         data: how batches are augmented and prepared.
         config: optimiser, learning rate, weight decay, schedule and seed.
-        steps: optimiser steps of the whole training.
-        steps_per_epoch: of those, in an epoch.
+        steps_per_epoch: optimiser steps in an epoch.
     """
 
-    def __init__(self, model: nn.Module, data: Data, config: RunConfig, steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, model: nn.Module, data: Data, config: RunConfig, steps_per_epoch: int) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self._data = data
         self._config = config
-        self._steps = steps
         self._losses = torch.zeros(steps_per_epoch)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and a schedule that is stepped with it."""
         config = self._config
         optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config.lr, config.weight_decay)
-        factor = SCHEDULES[config.schedule]
-        return [optimizer], [LambdaLR(optimizer, lambda step: factor(step / self._steps))]
+        factor, steps = SCHEDULES[config.schedule], config.epochs * len(self._losses)
+        return [optimizer], [LambdaLR(optimizer, lambda step: factor(step / steps))]
 
     def on_fit_start(self) -> None:
         """Keep the losses where they are computed: nothing waits for the device at each step."""
