@@ -49,8 +49,8 @@ class BridgePrior:
 
     def _each(self, size: Tensor) -> Tensor:
         bounded = size.clamp(min=self.smallest)
-        line = self.power * self.smallest ** (self.power - 1) * (size - bounded)
-        value: Tensor = bounded.pow(self.power) + line
+        line = self.smallest**self.power + self.power * self.smallest ** (self.power - 1) * (size - self.smallest)
+        value: Tensor = torch.where(size < self.smallest, line, bounded.pow(self.power))
         return value
 
     def grad_size(self, index: int, size: Tensor, scales: Sequence[Tensor]) -> Tensor:
