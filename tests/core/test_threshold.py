@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shrinkage.core.threshold import _radix_select, kth_smallest, smallest
+from shrinkage.core.threshold import _radix_select, count_above, kth_smallest, smallest
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Few distinct values, so that ties are the rule; zeros of both signs, the smallest number, infinity.
@@ -68,7 +68,6 @@ def test_kth_smallest_agrees_with_a_sort(dtype, data, values):
     assert value == wanted
     assert value.dtype == dtype
     assert below == (values < wanted).sum()
-    assert kth_smallest(values, k, overwrite=True) == wanted
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -99,25 +98,48 @@ def test_subnormal_numbers_are_not_zeros():
     assert kth_smallest(values, 2) == 1e-45
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_non_contiguous_values(overwrite):
+def test_non_contiguous_values():
     grid = torch.arange(12.0).reshape(3, 4)
-    assert kth_smallest(grid.clone().T, 5, overwrite=overwrite) == 4
+    assert kth_smallest(grid.clone().T, 5) == 4
     strided = grid.clone().view(-1)
-    assert kth_smallest(strided[::3], 2, overwrite=overwrite) == 3
-    assert torch.equal(strided, grid.view(-1)) or overwrite
-    untouched = torch.ones(12, dtype=torch.bool)
-    untouched[::3] = False
-    assert torch.equal(strided[untouched], grid.view(-1)[untouched])
+    assert kth_smallest(strided[::3], 2) == 3
+    assert torch.equal(strided, grid.view(-1))
     assert [m.shape for m in smallest([grid.T], 3)] == [(4, 3)]
     assert smallest([grid.T], 3)[0].T.reshape(-1).tolist() == [True] * 3 + [False] * 9
 
 
-def test_overwriting_only_reorders():
-    values = torch.tensor([3.0, 1.0, 2.0, 1.0, 0.0])
-    assert kth_smallest(values, 3, overwrite=True) == 1
-    assert sorted(values.tolist()) == [0, 1, 1, 2, 3]
-    assert values[3:].min() >= 1  # the largest lie at the end
+LARGE = 100_000  # more than is partitioned at once
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["spread", "ties", "mostly zero", "constant", "sorted", "in step", "infinite"])
+def test_large_tensors_are_selected_from_exactly(dtype, kind):
+    generator = torch.Generator().manual_seed(3)
+    values = torch.rand(LARGE, generator=generator, dtype=torch.float64).to(dtype)
+    match kind:
+        case "ties":
+            values = (values * 7).floor()
+        case "mostly zero":
+            values = torch.where(values < 0.7, 0, values)
+        case "constant":
+            values = torch.full_like(values, 0.25)
+        case "sorted":
+            values = values.sort().values
+        case "in step":  # every value that an odd stride of 11 meets is small: the sample misleads
+            values[::11] *= 1e-3
+        case "infinite":
+            values[values > 0.6] = torch.inf
+    kept, ordered = values.clone(), values.sort().values
+    for k in (1, 2, 777, LARGE // 2, LARGE - 40_001, LARGE - 1, LARGE):
+        assert kth_smallest(values, k) == ordered[k - 1]
+    assert torch.equal(values, kept)
+
+
+def test_counting_above_a_limit():
+    values = torch.arange(50_000.0)
+    assert count_above(values, torch.tensor(40_000.5)) == 9_999
+    assert count_above(values.bfloat16(), torch.tensor(-1.0)) == 50_000
+
 
 
 def test_one_element_and_empty():

@@ -17,7 +17,7 @@ from torch import Tensor
 from shrinkage.core.errors import InputError, TargetError
 from shrinkage.core.granularity import NM, Granularity
 from shrinkage.core.selection import match_names
-from shrinkage.core.threshold import kth_smallest, smallest
+from shrinkage.core.threshold import count_above, kth_smallest, smallest
 
 
 @dataclass(frozen=True)
@@ -104,29 +104,36 @@ class Dial:
         A unit goes exactly if its ratio is at most its limit.
 
         Args:
-            ratios: one tensor of ratios ≥ 0 a parameter. Overwritten.
+            ratios: one tensor of ratios ≥ 0 a parameter. Those of units that must stay become infinite.
             flats: for each pool the 1-d storage behind its members' ratios, in order.
             share: share of the target, in [0, 1].
 
         Returns:
-            One tensor a parameter: a scalar, or under N:M one limit a unit, −1 for those that must stay.
+            One 0-d tensor a parameter; −1 where nothing goes.
         """
         found: dict[int, Tensor] = {}
         for pool, flat in zip(self.pools, flats, strict=True):
             wanted = math.floor(share * pool.zeros + 1e-9)
-            tops, gone = {}, {}
-            for i, n, kept in zip(pool.members, pool.units, pool.kept, strict=True):
-                if self._nm is not None:
-                    gone[i] = self._nm.removable(ratios[i], self._out_dims[i])
-                    ratios[i].masked_fill_(~gone[i], torch.inf)
-                elif kept:
-                    tops[i] = _protect_largest(ratios[i], n - kept)
-            limit = kth_smallest(flat, wanted, overwrite=True) if wanted else flat.new_full((), -1.0)
-            for i in pool.members:
-                found[i] = torch.minimum(limit, tops[i]) if i in tops else limit
-                if i in gone:
-                    found[i] = torch.where(gone[i], limit, -1.0)
+            if self._nm is not None:
+                for i in pool.members:
+                    ratios[i].masked_fill_(~self._nm.removable(ratios[i], self._out_dims[i]), torch.inf)
+            limit = kth_smallest(flat, wanted) if wanted else flat.new_full((), -1.0)
+            # The floor rarely binds. Where it does, protecting a tensor takes its place in the count from others.
+            while short := self._short(pool, ratios, limit):
+                for i, free in short:
+                    _protect_largest(ratios[i], free)
+                limit = kth_smallest(flat, wanted)
+            found.update(dict.fromkeys(pool.members, limit))
         return [found[i] for i in range(len(ratios))]
+
+    @staticmethod
+    def _short(pool: Pool, ratios: Sequence[Tensor], limit: Tensor) -> list[tuple[int, int]]:
+        """Members that would keep less than their floor, and how many of their units may go at most."""
+        guarded = [(i, n, kept) for i, n, kept in zip(pool.members, pool.units, pool.kept, strict=True) if kept]
+        if not guarded:
+            return []
+        left = torch.stack([count_above(ratios[i], limit.to(ratios[i].device)).to(limit.device) for i, _, _ in guarded])
+        return [(i, n - kept) for (i, n, kept), count in zip(guarded, left.tolist(), strict=True) if count < kept]
 
     def pattern(self, scores: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
         """Which units stay (``True``): exactly the wanted number in each pool, the largest scores.
@@ -168,15 +175,7 @@ class Dial:
             raise TargetError(f"{zeros} of {self.units} units are zero where {self.zeros} were asked for: {why}")
 
 
-def _protect_largest(ratios: Tensor, free: int) -> Tensor:
-    """Put all but the ``free`` smallest out of reach, in place; return the largest that can still go."""
-    if free == 0:
-        ratios.fill_(torch.inf)
-        return ratios.new_full((), -1.0)
-    flat = ratios.view(-1)
-    top = kth_smallest(flat, free, overwrite=True)
-    if flat.device.type == "cpu":  # the partition has left the largest at the end
-        flat[free:] = torch.inf
-    else:
-        flat.masked_fill_(flat > top, torch.inf)
-    return top
+def _protect_largest(ratios: Tensor, free: int) -> None:
+    """Put all but the ``free`` smallest out of reach, in place."""
+    (removable,) = smallest([ratios], free)
+    ratios.masked_fill_(~removable, torch.inf)

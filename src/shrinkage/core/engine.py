@@ -206,9 +206,11 @@ class Sparsifier:
             InputError: if the other model's parameters do not fit.
         """
         masks = self.masks()
-        for name, weight in resolve(other, masks).items():
+        weights = resolve(other, masks)
+        for name, weight in weights.items():
             if weight.shape != masks[name].shape:
                 raise InputError(f"{name!r} has shape {tuple(weight.shape)} there, {tuple(masks[name].shape)} here")
+        for name, weight in weights.items():
             clear(weight, bit_mask(masks[name], weight))
 
     # ---- looking --------------------------------------------------------------------------------
@@ -334,12 +336,12 @@ class Sparsifier:
 
     # ---- called by the optimisers' hooks --------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None) -> None:
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, once: bool) -> None:
         """Not for users: gradients are there, the step is not yet taken."""
         if self._holder is not None:
             self._holder.before_step(optimizer)
         else:
-            self._solver.before_step(optimizer, scale, optimizer is self._clock)
+            self._solver.before_step(optimizer, scale, optimizer is self._clock, once)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Not for users: the step was taken."""

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 
 from shrinkage.core.dial import Dial
-from shrinkage.core.protocols import Prior
+from shrinkage.core.granularity import wide
+from shrinkage.core.pieces import pieces
+from shrinkage.core.protocols import PerWeight, Prior
 from shrinkage.core.slots import Slot
 
 
@@ -61,18 +63,35 @@ class Scales:
             if tuple(tensor.shape) == slot.unit_shape
         }
 
+    @property
+    def moving(self) -> bool:
+        """Whether there is a λ that is trained."""
+        return self.optimizer is not None and bool(self.optimizer.param_groups[0]["lr"])
+
     def set_gradients(self, sizes: Sequence[Tensor]) -> None:
         """∂penalty/∂λ at the present weights."""
-        if self.optimizer is not None and self.optimizer.param_groups[0]["lr"]:
+        if self.moving:
             gradients = self._prior.grad_scales(sizes, [tensor.detach() for tensor in self.tensors])
             for tensor, gradient in zip(self.tensors, gradients, strict=True):
                 tensor.grad = gradient
 
     def step(self) -> None:
-        """Move λ along the gradients that are there."""
-        if self.optimizer is not None and self.optimizer.param_groups[0]["lr"]:
+        """Move λ along the gradients that are there, if any."""
+        if self.optimizer is not None and self.moving and any(tensor.grad is not None for tensor in self.tensors):
             self.optimizer.step()
             self.optimizer.zero_grad()
+
+    @property
+    def velocities(self) -> list[Tensor]:
+        """The momentum of every λ tensor, where their optimiser keeps it."""
+        assert self.optimizer is not None
+        if not self.optimizer.state:
+            self.optimizer.step()  # moves nothing yet; schedulers look for a first call
+        for tensor in self.tensors:
+            state = self.optimizer.state[tensor]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(tensor, requires_grad=False)
+        return [self.optimizer.state[tensor]["momentum_buffer"] for tensor in self.tensors]
 
     def state_dict(self) -> dict[str, Any]:
         """λ and its optimiser's state."""
@@ -115,9 +134,12 @@ class GradientSolver:
         return self.prior.value([slot.live_sizes() for slot in self._slots], self.scales.tensors)
 
     @torch.no_grad()
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool) -> None:
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """Add the gradients of this optimiser's tensors; the clock's call also sees to λ."""
         if self._in_loss:
+            return
+        if clock and scale is None and self._plain_case(optimizer):
+            self._in_few_passes(once)
             return
         scales = [tensor.detach() for tensor in self.scales.tensors]
         mine = [slot.optimizer is optimizer for slot in self._slots]
@@ -131,6 +153,38 @@ class GradientSolver:
             gradient.add_(pull if scale is None else pull.mul_(scale))
         if clock:
             self.scales.set_gradients(sizes)
+
+    def _plain_case(self, optimizer: Optimizer) -> bool:
+        """Whether all units are single weights with a λ each, in one optimiser, and λ has momentum."""
+        return (
+            self.scales.optimizer is not None
+            and self.scales.moving
+            and self.scales.optimizer.param_groups[0]["momentum"] > 0
+            and isinstance(self.prior, PerWeight)
+            and self.prior.separable
+            and all(s.single and s.optimizer is optimizer and s.parameter.grad is not None for s in self._slots)
+        )
+
+    def _in_few_passes(self, move: bool) -> None:
+        """Both gradients in one go over memory, and the step of λ with them if it is time to ``move``.
+
+        λ moves before the weights then, but neither step looks at what the other moves. Its gradient is
+        not stored, which saves a tensor of the weights' size.
+        """
+        assert self.scales.optimizer is not None
+        assert isinstance(self.prior, PerWeight)
+        group = self.scales.optimizer.param_groups[0]
+        for slot, scale, velocity in zip(self._slots, self.scales.tensors, self.scales.velocities, strict=True):
+            weight, gradient = slot.parameter.detach(), slot.parameter.grad
+            scale.grad = None if move else torch.empty_like(scale)
+            for w, g, lam, v, stored in pieces(weight, gradient, scale.detach(), velocity, scale.grad):
+                slope = self.prior.add_gradients(wide(w), lam, g)
+                if stored is not None:
+                    stored.copy_(slope)
+                    continue
+                if group["weight_decay"]:
+                    slope.add_(lam, alpha=group["weight_decay"])
+                lam.add_(v.mul_(group["momentum"]).add_(slope), alpha=-group["lr"])
 
     def after_step(self, step: int, share: float) -> None:
         """Move λ, after the weights, on gradients taken before both."""

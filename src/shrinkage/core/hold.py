@@ -75,7 +75,7 @@ class Holder:
         self._held = dict(held)
         self._stale = set(held)  # optimisers whose state may hold something for a pruned weight
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None = None) -> None:
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None = None, once: bool = True) -> None:
         """Clear what would revive a pruned weight."""
         held = self._held.get(optimizer, [])
         if optimizer in self._stale:

@@ -31,8 +31,11 @@ R = TypeVar("R")
 class Listener(Protocol):
     """What a method does around a step."""
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None) -> None:
-        """Gradients are there (times ``scale`` if given), the step is not yet taken."""
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, once: bool) -> None:
+        """Gradients are there (times ``scale`` if given), the step is not yet taken.
+
+        A closure may be evaluated, and this called, several times before it is; unless ``once``.
+        """
         ...
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -104,13 +107,13 @@ class OptimizerHooks:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
             if not _skipped(optimizer):
-                self._listener.before_step(optimizer, getattr(optimizer, "grad_scale", None))
+                self._listener.before_step(optimizer, getattr(optimizer, "grad_scale", None), True)
             return None
 
         def wrapped() -> Any:
             with torch.enable_grad():
                 loss = closure()
-            self._listener.before_step(optimizer, None)
+            self._listener.before_step(optimizer, None, False)
             return self._listener.closure_value(optimizer, loss)
 
         if "closure" in kwargs:

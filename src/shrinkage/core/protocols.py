@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -53,6 +53,20 @@ class Prior(Protocol):
         ...
 
 
+@runtime_checkable
+class PerWeight(Protocol):
+    """What a prior may offer beside: both gradients of single weights, each with a λ of its own, in few passes."""
+
+    @property
+    def separable(self) -> bool:
+        """Whether no term of the penalty ties several λ together; only then ``add_gradients`` may be called."""
+        ...
+
+    def add_gradients(self, weight: Tensor, scale: Tensor, to: Tensor) -> Tensor:
+        """Add ∂value/∂w of any part of the weights to a tensor of its shape, and return ∂value/∂λ of that part."""
+        ...
+
+
 class AdaptivePull(Protocol):
     """The scale-free form of a penalty, for training towards a target.
 
@@ -89,8 +103,11 @@ class Solver(Protocol):
         """The penalty, differentiable."""
         ...
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool) -> None:
-        """Gradients are there, times ``scale`` if given; ``clock`` marks the optimiser that counts steps."""
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
+        """Gradients are there, times ``scale`` if given; ``clock`` marks the optimiser that counts steps.
+
+        ``once``: the step follows for certain. Otherwise a closure may be evaluated again, and this called again.
+        """
         ...
 
     def after_step(self, step: int, share: float) -> None:

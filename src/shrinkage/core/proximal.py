@@ -17,6 +17,7 @@ from torch.optim import SGD, Optimizer
 from shrinkage.core.dial import Dial
 from shrinkage.core.errors import StateError
 from shrinkage.core.gradient import Scales
+from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull, Prior
 from shrinkage.core.slots import Slot, learning_rate_shares
 
@@ -43,7 +44,7 @@ class FixedProximal:
         """The penalty, differentiable in weights and λ."""
         return self.prior.value([slot.live_sizes() for slot in self._slots], self.scales.tensors)
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool) -> None:
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """λ's gradient belongs to the weights before the step."""
         if clock:
             self.scales.set_gradients([slot.sizes() for slot in self._slots])
@@ -55,10 +56,10 @@ class FixedProximal:
         for i, slot in enumerate(self._slots):
             size = slot.sizes()
             length: float | Tensor = slot.group["lr"]
-            metric = slot.metric()
-            if metric is not None:
-                length = length / (metric / slot.bias_correction() ** 0.5 + slot.group.get("eps", 1e-8))
-            slot.shrink(size - self.prior.prox(i, size, scales, length), size)
+            moments = slot.second_moments()
+            if moments is not None:
+                length = length / ((moments / slot.bias_correction()).sqrt() + slot.group.get("eps", 1e-8))
+            slot.scale(torch.where(size > 0, self.prior.prox(i, size, scales, length) / size, 0))
         self.scales.step()
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
@@ -123,13 +124,15 @@ class SteeredProximal:
 
     def value(self) -> Tensor:
         """The steered penalty as it acts now, differentiable in the weights."""
-        factors = self._factors()
-        terms = [
-            (self._pull_of(i, slot.sizes(), factors[i]) * slot.live_sizes()).sum() for i, slot in enumerate(self._slots)
-        ]
+        shares, typical = learning_rate_shares(self._slots), self._typical_moment()
+        terms = []
+        for i, slot in enumerate(self._slots):
+            memory = self._memory[i] if self._memory else slot.sizes()
+            slope = self._slope(memory, slot.second_moments(), typical, shares[i])
+            terms.append((slope * slot.live_sizes()).sum().to(self._limit.device))
         return self.strength * torch.stack(terms).sum()
 
-    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool) -> None:
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """Gradients are left alone."""
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
@@ -147,20 +150,23 @@ class SteeredProximal:
             return
         if not self._flats:
             self._allocate()
-        factors = self._factors()
+        shares, typical = learning_rate_shares(self._slots), self._typical_moment()
         for i, slot in enumerate(self._slots):
-            size = slot.sizes()
-            if self._pull.remembers:
-                self._pull.remember(self._memory[i], size)
-            torch.div(size, self._pull_of(i, size, factors[i]), out=self._ratios[i])
+            memories = self._memory[i] if self._memory else None
+            for size, ratio, memory, moment in slot.parts(self._ratios[i], memories, slot.second_moments()):
+                if memory is not None:
+                    self._pull.remember(memory, size)
+                slope = self._slope(size if memory is None else memory, moment, typical, shares[i])
+                torch.div(size, slope, out=ratio)
         if not all(math.isfinite(float(flat.sum())) for flat in self._flats):
             self._refuse(step)
         assert self._dial is not None
         limits = self._dial.limits(self._ratios, self._flats, share)
-        for i, slot in enumerate(self._slots):
-            size = slot.sizes()
-            slot.shrink(self._pull_of(i, size, factors[i]).mul_(limits[i].clamp(min=0)), size)
-        self._limit = torch.stack([limit.amax().to(limits[0].device) for limit in limits]).amax()
+        for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
+            # A size s less its slope p times the limit is s·(1 − limit/ratio); at or below the limit that is 0.
+            taken = -limit.clamp(min=1e-30)
+            slot.scale(torch.div(taken, ratios, out=ratios).add_(1).clamp_(min=0))
+        self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
             self._flats, self._ratios = [], []
 
@@ -182,28 +188,28 @@ class SteeredProximal:
         }
         return {name: lam for name, lam in found.items() if lam is not None}
 
-    def _pull_of(self, i: int, size: Tensor, factor: float | Tensor) -> Tensor:
-        memory = self._memory[i] if self._pull.remembers else size
-        return self._pull.pull(memory, self._reference).mul_(factor)
-
-    def _factors(self) -> list[float | Tensor]:
-        """What the optimisers add to the pull: relative learning rates, and Adam's own metric.
+    def _slope(self, memory: Tensor, moment: Tensor | None, typical: Tensor | None, share: float) -> Tensor:
+        """The penalty's relative slope, and what the optimisers add: learning rates, and Adam's own metric.
 
         A proximal step in the metric of Adam is lr/√v long, weight by weight. The metric is taken
         relative to its mean over the model, and bounded away from 0.
         """
-        factors: list[float | Tensor] = list(learning_rate_shares(self._slots))
-        metrics = [slot.metric() for slot in self._slots]
-        known = [metric for metric in metrics if metric is not None]
-        if not known:
-            return factors
-        total = torch.stack([metric.sum().to(known[0].device) for metric in known]).sum()
-        mean = total / sum(metric.numel() for metric in known)
-        for i, metric in enumerate(metrics):
-            if metric is not None:
-                relative = metric.div_(mean.to(metric.device).clamp(min=1e-30)).add_(1e-3)
-                factors[i] = relative.reciprocal_().mul_(factors[i])
-        return factors
+        slope = self._pull.pull(memory, self._reference)
+        if share != 1.0:
+            slope.mul_(share)
+        if moment is not None and typical is not None:
+            slope.div_(moment.sqrt().div_(typical.to(moment.device)).add_(1e-3))
+        return slope
+
+    def _typical_moment(self) -> Tensor | None:
+        """The mean of √v over the units whose optimiser keeps a v."""
+        units, sums = 0, []
+        for slot in self._slots:
+            moments = slot.second_moments()
+            if moments is not None:
+                units += slot.units
+                sums += [part.sqrt().sum().to(self._limit.device) for (part,) in pieces(moments)]
+        return (torch.stack(sums).sum() / units).clamp(min=1e-30) if sums else None
 
     def _allocate(self) -> None:
         """One buffer a pool, so that the ratios of its tensors lie side by side."""

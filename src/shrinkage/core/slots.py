@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from shrinkage.core.granularity import Granularity, wide
+from shrinkage.core.granularity import NM, Granularity, Weight, wide
+from shrinkage.core.pieces import pieces
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,19 @@ class Slot:
         source = self.parameter if tensor is None else tensor
         return self.granularity.sizes(source.detach(), self.out_dim)
 
+    @property
+    def single(self) -> bool:
+        """Whether its units are single weights, so that per-unit tensors have the weight's shape."""
+        return isinstance(self.granularity, Weight | NM)
+
+    def parts(self, *units: Tensor | None) -> Iterable[tuple[Any, ...]]:
+        """The sizes, and with them tensors of a value per unit: piece by piece where units are single weights."""
+        if self.single:
+            for weight, *values in pieces(self.parameter.detach(), *units):
+                yield wide(weight).abs(), *values
+        else:
+            yield self.sizes(), *units
+
     def live_sizes(self) -> Tensor:
         """The same with its gradient, for penalties inside the loss."""
         return self.granularity.sizes(self.parameter, self.out_dim)
@@ -64,19 +79,17 @@ class Slot:
     def direction(self, sizes: Tensor) -> Tensor:
         """∂‖w_g‖₂/∂w: the sign of a single weight, w/‖w_g‖₂ in a group, 0 where the unit is zero."""
         weight = wide(self.parameter.detach())
-        if sizes.shape == weight.shape:
+        if self.single:
             return weight.sgn()
         return weight * self.spread(torch.where(sizes > 0, 1 / sizes, 0))
 
-    def shrink(self, amount: Tensor, sizes: Tensor) -> None:
-        """Lower every unit's size by ``amount`` ≥ 0, to exact zero where it is no larger, in place."""
+    def scale(self, factors: Tensor) -> None:
+        """Multiply every unit by its factor in [0, 1], in place; zeros are written as +0.0."""
         weight = self.parameter.detach()
-        if sizes.shape == weight.shape:
-            amount = amount.to(weight.dtype).expand_as(weight)
-            weight.sub_(torch.clamp(weight, -amount, amount))
-        else:
-            left = torch.where(sizes > amount, 1 - amount / sizes, 0)
-            weight.mul_(self.spread(left).to(weight.dtype)).add_(0.0)  # −0.0 + 0.0 is +0.0
+        if not self.single:
+            factors = self.spread(factors).expand_as(weight)
+        for part, factor in pieces(weight, factors):
+            part.mul_(factor).add_(0.0)  # −0.0 + 0.0 is +0.0
 
     def activity(self) -> Tensor:
         """How strongly the training still pulls at each unit: from momentum or second moments, ≥ 0."""
@@ -86,17 +99,17 @@ class Slot:
                 return torch.nan_to_num(self.sizes(state[key]))
         return torch.zeros(self.unit_shape, device=self.parameter.device)
 
-    def metric(self) -> Tensor | None:
-        """√v per unit (root mean square over the unit) under an optimiser that keeps second moments.
+    def second_moments(self) -> Tensor | None:
+        """Adam's v per unit (its mean over the unit), from an optimiser that keeps one.
 
         As the optimiser stores it: see :meth:`bias_correction`.
         """
         squares = self.optimizer.state.get(self.parameter, {}).get("exp_avg_sq")
         if not isinstance(squares, Tensor) or squares.shape != self.parameter.shape:
             return None
-        if self.unit_shape == tuple(self.parameter.shape):
-            return wide(squares).sqrt()
-        return self.sizes(squares.sqrt()) * math.sqrt(self.units / self.parameter.numel())
+        if self.single:
+            return wide(squares)
+        return self.sizes(squares.sqrt()).square() * (self.units / self.parameter.numel())
 
     def bias_correction(self) -> float | Tensor:
         """1 − β₂ᵗ, the share of its final weight that Adam's second moment has reached."""

@@ -86,12 +86,11 @@ class HALOPrior:
         """True unless the bracket or a layer's λ ties the weights together."""
         return self.budget == 0 and not self.squared and not self.layerwise
 
-    def gradients(self, weight: Tensor, scale: Tensor, scale_gradient: Tensor) -> Tensor:
+    def add_gradients(self, weight: Tensor, scale: Tensor, to: Tensor) -> Tensor:
         """``grad_size`` times the sign, and ``grad_scales``, for single weights and a separable penalty."""
-        pull = weight.sgn().div_(scale.square())
-        torch.sgn(scale, out=scale_gradient)
-        scale_gradient.mul_(self.psi).addcdiv_(weight * pull, scale, value=-2 * self.xi)
-        return pull.mul_(self.xi)
+        direction = weight.sgn().div_(scale.square())
+        to.add_(direction, alpha=self.xi)
+        return scale.sgn().mul_(self.psi).addcdiv_(direction.mul_(weight), scale, value=-2 * self.xi)
 
     def prox(self, index: int, size: Tensor, scales: Sequence[Tensor], step: float | Tensor) -> Tensor:
         """Soft thresholding at step·ξ/λ²."""
