@@ -69,6 +69,7 @@ def train(
     devices: Annotated[
         int | None, typer.Option(help="How many of them; each takes its share of a batch. [default: 1]")
     ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU. [by data set]")] = None,
     val: Annotated[int | None, typer.Option(help="Training images to hold out and report on. [default: 0]")] = None,
     compare_dense: Annotated[
         bool | None,
@@ -104,6 +105,7 @@ def train(
             "seed": seed,
             "device": device,
             "devices": devices,
+            "threads": threads,
             "val": val,
             "compare_dense": compare_dense,
         }.items()

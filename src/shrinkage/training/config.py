@@ -41,6 +41,7 @@ class RunConfig:
         seed: of the initial weights, the order of the images and all else that is random; at least 0.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         devices: how many of them train together, each on its share of every batch.
+        threads: of the CPU, at least 1; None: as many as PyTorch sees fit. Another number rounds otherwise.
         val: training images held out and reported on, at least 0.
         compare_dense: whether the same network is also trained without the method.
 
@@ -63,6 +64,7 @@ class RunConfig:
     seed: int
     device: str
     devices: int
+    threads: int | None
     val: int
     compare_dense: bool
 
@@ -75,6 +77,8 @@ class RunConfig:
         for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
             value = getattr(self, name)
             _within(name, value, value >= low, f"a whole number of at least {low}")
+        if self.threads is not None:
+            _within("threads", self.threads, self.threads >= 1, "a whole number of at least 1")
         _within("lr", self.lr, 0 < self.lr < math.inf, "a number greater than 0")
         _within("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         units = granularity(self.granularity)
@@ -124,6 +128,8 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
         "compare_dense": True,
         **dataclasses.asdict(RECIPES[data]),
     }
+    if given.get("model", defaults["model"]) != defaults["model"]:
+        defaults["threads"] = None  # what suits the recipe's network need not suit this one
     chosen = {**defaults, **{name: _typed(name, value) for name, value in given.items()}}
     units = granularity(chosen["granularity"])
     if isinstance(units, NM) and "sparsity" not in given:

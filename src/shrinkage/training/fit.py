@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
@@ -68,7 +69,7 @@ def fit(
     if progress:
         callbacks.append(TrainingBar(METHODS[method].title))
     kind, index = accelerator(config.device)
-    with _quiet():
+    with _quiet(), _threads(config.threads):
         trainer = Trainer(
             accelerator=kind,
             devices=config.devices if index is None else [index],
@@ -120,6 +121,16 @@ def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig)
     lam = sparsifier.lam()
     sparsifier.detach()
     return gather(model, names, sizes, {name: lam[name] for name in names if name in lam})
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

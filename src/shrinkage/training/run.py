@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from shrinkage.training.presentation import present
 from shrinkage.training.summary import Summary, versions
 
 Tell = Callable[[str], None]
+
+_FOLDER = "SHRINKAGE_RUN_FOLDER"  # tells the processes of further devices where to read
 
 
 def train(
@@ -60,6 +63,7 @@ def train(
     Raises:
         InputError, StateError, TargetError: see :func:`~shrinkage.training.fit.fit`.
     """
+    _take_part()
     data = _load(config)
     assemble(config, config.method, data)  # what cannot begin leaves no folder behind
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -88,6 +92,7 @@ def resume(path: Path, *, tell: Tell = print, progress: bool = False) -> tuple[R
         InputError: if it is no run folder, or what is in it cannot be read.
         StateError: if another process holds it.
     """
+    _take_part()
     folder = folders.find(path)
     config = resolve(read_yaml(folder.config))
     note = folder.path / "command.txt"
@@ -121,6 +126,8 @@ def inspect(path: Path) -> Footprint:
 
 def _run(config: RunConfig, data: Data, folder: RunFolder, command: str, tell: Tell, progress: bool) -> Summary:
     # The method comes first: whoever stops during the comparison has what they came for.
+    if config.devices > 1:
+        os.environ[_FOLDER] = str(folder.path.resolve())
     done: dict[str, Outcome] = {}
     summary: Summary | None = None
     for method in _methods(config):
@@ -142,6 +149,26 @@ def _run(config: RunConfig, data: Data, folder: RunFolder, command: str, tell: T
         summary = _conclude(config, data, folder, command, done)
     assert summary is not None
     return summary
+
+
+def _take_part() -> None:
+    """In a process that Lightning has started for a further device: train along, write nothing, end.
+
+    Lightning repeats the first process's command in each of them.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0 or _FOLDER not in os.environ:
+        return
+    folder = folders.find(Path(os.environ[_FOLDER]))
+    config = resolve(read_yaml(folder.config))
+    data = _load(config)
+    for method in _methods(config):
+        if not folder.outcome(method).is_file():
+            fit(config, method, data, folder.checkpoints(method), publish=_ignore, tell=_ignore, progress=False)
+    sys.exit()
+
+
+def _ignore(what: object) -> None:
+    pass
 
 
 def _methods(config: RunConfig) -> Iterator[str]:

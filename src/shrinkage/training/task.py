@@ -83,7 +83,8 @@ class Classifier(LightningModule):
             StateError: if it was NaN or infinite at some step.
         """
         self._check(len(self._losses))
-        return self._losses.mean().item()
+        mean: Tensor = self.trainer.strategy.reduce(self._losses.mean(), reduce_op="mean")
+        return mean.item()
 
     def _check(self, count: int) -> None:
         """Raise if one of the first ``count`` losses of this epoch is not finite."""
