@@ -84,7 +84,7 @@ def test_parameter_groups(kind):
 def test_several_optimisers(kind):
     """Not to the last digit: λ moves with the first optimiser's step, before the second one's gradients are added."""
     for mine, autograds in zip(trajectory(kind, several, "gradient"), trajectory(kind, several, "loss"), strict=True):
-        torch.testing.assert_close(mine, autograds, rtol=1e-3, atol=1e-5)
+        assert (mine - autograds).norm() <= 1e-3 * autograds.norm()
 
 
 @pytest.mark.parametrize("kind", PENALTIES)
