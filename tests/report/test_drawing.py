@@ -17,7 +17,7 @@ from shrinkage.report.svg import linear, plain
         (96.3, 98.9, ["96", "97", "98", "99"]),
         (-0.7, 0.7, ["−1.0", "−0.5", "0.0", "0.5", "1.0"]),
         (5, 5, ["4.7", "4.8", "4.9", "5.0", "5.1", "5.2", "5.3"]),
-        (0, 12345, ["0", "5,000", "10,000", "15,000"]),
+        (0, 12345, ["0", "5k", "10k", "15k"]),
     ],
 )
 def test_ticks_are_round_and_hold_the_data(low: float, high: float, expected: list[str]) -> None:

@@ -109,7 +109,11 @@ def _figures(content: Page) -> list[str]:
         )
     if figures.counts:
         left = sum(figures.counts)
-        drawn.append(_figure("Weights that are left", histogram(figures.edges, figures.counts), f"{left:,} weights."))
+        drawn.append(
+            _figure(
+                "Weights that are left", histogram(figures.edges, figures.counts), f"{left:,} weights are not zero."
+            )
+        )
     return drawn
 
 

@@ -176,7 +176,7 @@ def _dot(kind: str, x: float, y: float) -> str:
 
 def _floor(values: Sequence[float]) -> float:
     """Where an axis begins that shows the later part of a training well: early values may fall below."""
-    lowest = _quantile(values, 0.1) or 0.0
+    lowest = _quantile(values, 0.25) or 0.0
     return max(min(values), lowest - 0.25 * (max(values) - lowest))
 
 

@@ -23,7 +23,6 @@ class Axis:
         ticks: where it is labelled.
         label: what it shows, with the unit.
         text: how a tick is written.
-        log: whether it is logarithmic.
     """
 
     low: float
@@ -31,14 +30,10 @@ class Axis:
     ticks: Sequence[float]
     label: str
     text: Callable[[float], str]
-    log: bool = False
 
     def share(self, value: float) -> float:
         """Where on the axis a value lies, 0 at its low and 1 at its high end."""
-        low, high = self.low, self.high
-        if self.log:
-            value, low, high = math.log10(value), math.log10(low), math.log10(high)
-        return (value - low) / (high - low)
+        return (value - self.low) / (self.high - self.low)
 
     def x(self, value: float) -> float:
         """Position from the left, in the drawing's units."""
@@ -65,18 +60,10 @@ def linear(low: float, high: float, label: str, *, count: int = 5, snug: bool = 
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     ticks = [index * step for index in range(first, last + 1)]
     ends = (low, high) if snug else (ticks[0], ticks[-1])
+    if step >= 1000:
+        return Axis(*ends, ticks, label, lambda value: f"{plain(value / 1000)}k" if value else "0")
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return Axis(*ends, ticks, label, lambda value: _signed(f"{value:,.{digits}f}"))
-
-
-def logarithmic(low: float, high: float, label: str) -> Axis:
-    """A logarithmic axis labelled at powers of ten, or at 1, 2 and 5 where it spans less than two."""
-    spans = math.log10(high / low)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, len(powers) // 6)
-    lead = (1, 2, 5) if spans < 2 else (1,)
-    ticks = [digit * 10.0**power for power in powers[::every] for digit in lead]
-    return Axis(low, high, [tick for tick in ticks if low <= tick <= high], label, plain, log=True)
+    return Axis(*ends, ticks, label, lambda value: _signed(f"{value:.{digits}f}"))
 
 
 def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:

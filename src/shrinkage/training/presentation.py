@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from shrinkage.core.footprint import Footprint, Layer
 from shrinkage.report import Headline, Page, page
@@ -52,7 +52,7 @@ def _headlines(summary: Summary) -> Sequence[Headline]:
         Headline("Test accuracy", f"{summary.accuracy:.2f} %", against),
         Headline("Zeros", f"{100 * summary.sparsity:.2f} %", f"{summary.zeros:,} of {summary.weights:,} weights"),
         Headline("Size", _bytes(summary.bytes), _saving(summary.dense_bytes, summary.bytes, _bytes)),
-        Headline("MACs", f"{summary.macs:,}", _saving(summary.dense_macs, summary.macs, lambda n: f"{n:,}")),
+        Headline("MACs", _count(summary.macs), _saving(summary.dense_macs, summary.macs, _count)),
     ]
 
 
@@ -75,16 +75,21 @@ def _costs(ledger: Footprint) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
     return header, [*map(row, ledger.layers), row(ledger.total)]
 
 
-def _saving(before: int, after: int, text: object) -> str:
-    assert callable(text)
+def _saving(before: int, after: int, text: Callable[[int], str]) -> str:
     return f"dense {text(before)}" + (f", {before / after:.1f}× less" if 0 < after < before else "")
 
 
 def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"
+    return _short(count, (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))) or f"{count} B"
+
+
+def _count(count: int) -> str:
+    return _short(count, (("billion", 1e9), ("million", 1e6))) or f"{count:,}"
+
+
+def _short(count: int, units: Sequence[tuple[str, float]]) -> str | None:
+    """Three digits and the largest unit that is not too large."""
+    return next((f"{count / size:.3g} {unit}" for unit, size in units if count >= 0.9995 * size), None)
 
 
 def _signed(value: float) -> str:
