@@ -93,12 +93,13 @@ def test_an_optimiser_given_twice_counts_once():
     assert halo.step == 5
 
 
-def test_an_optimiser_without_selected_weights_may_come_along():
+@pytest.mark.parametrize("strengths", [{}, {"xi": 1e-4, "psi": 1e-4, "lam_momentum": 0.0}])
+def test_an_optimiser_without_selected_weights_may_come_along(strengths):
     model = MLP()
     weights = [p for p in model.parameters() if p.ndim == 2]
     biases = optim.Adam([p for p in model.parameters() if p.ndim == 1])
     optimizer = optim.SGD(weights, lr=0.1)
-    halo = HALO(model, 0.9, 40).attach(biases, optimizer)
+    halo = HALO(model, 0.9, 40, **strengths).attach(biases, optimizer)
     fit(model, optimizer, range(45), after=biases.step)
     assert halo.step == 45
     assert halo.finalize().zeros == round(0.9 * halo.units)

@@ -68,11 +68,11 @@ class Scales:
         """Whether there is a λ that is trained."""
         return self.optimizer is not None and bool(self.optimizer.param_groups[0]["lr"])
 
-    def set_gradients(self, sizes: Sequence[Tensor]) -> None:
-        """∂penalty/∂λ at the present weights."""
+    def set_gradients(self, sizes: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+        """∂penalty/∂λ of these λ at the sizes of their units."""
         if self.moving:
-            gradients = self._prior.grad_scales(sizes, [tensor.detach() for tensor in self.tensors])
-            for tensor, gradient in zip(self.tensors, gradients, strict=True):
+            gradients = self._prior.grad_scales(sizes, [tensor.detach() for tensor in tensors])
+            for tensor, gradient in zip(tensors, gradients, strict=True):
                 tensor.grad = gradient
 
     def step(self) -> None:
@@ -135,37 +135,45 @@ class GradientSolver:
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
-        """Add the gradients of this optimiser's tensors; the clock's call also sees to λ."""
-        if self._in_loss:
+        """Add the gradients of this optimiser's tensors, and see to λ.
+
+        Where every unit has a λ to itself, it goes with its weight: whichever order several optimisers step
+        in, each sees the λ of before the step. A λ that is shared goes with the clock.
+        """
+        own = [i for i, slot in enumerate(self._slots) if slot.optimizer is optimizer]
+        if self._in_loss or not own:
             return
-        if clock and scale is None and self._plain_case(optimizer):
-            self._in_few_passes(once)
+        separable = isinstance(self.prior, PerWeight) and self.prior.separable
+        if separable and scale is None and self._plain_case(own):
+            self._in_few_passes(own, once)
             return
         scales = [tensor.detach() for tensor in self.scales.tensors]
-        mine = [slot.optimizer is optimizer for slot in self._slots]
-        sizes = [slot.sizes() if clock or own else torch.empty(0) for slot, own in zip(self._slots, mine, strict=True)]
-        for i, (slot, size) in enumerate(zip(self._slots, sizes, strict=True)):
-            gradient = slot.parameter.grad
-            if gradient is None or not mine[i]:
-                continue
-            slope = self.prior.grad_size(i, size, scales)
-            pull = slot.direction(size).mul_(slot.spread(slope.expand(size.shape)))
-            gradient.add_(pull if scale is None else pull.mul_(scale))
-        if clock:
-            self.scales.set_gradients(sizes)
+        every = range(len(self._slots)) if clock and not separable else own
+        sizes = {i: self._slots[i].sizes() for i in every}
+        for i in own:
+            slot, size = self._slots[i], sizes[i]
+            if slot.parameter.grad is not None:
+                slope = self.prior.grad_size(i, size, scales)
+                pull = slot.direction(size).mul_(slot.spread(slope.expand(size.shape)))
+                slot.parameter.grad.add_(pull if scale is None else pull.mul_(scale))
+        if separable:
+            self.scales.set_gradients([sizes[i] for i in own], [self.scales.tensors[i] for i in own])
+            if once:
+                self.scales.step()
+        elif clock:
+            self.scales.set_gradients(list(sizes.values()), self.scales.tensors)
 
-    def _plain_case(self, optimizer: Optimizer) -> bool:
-        """Whether all units are single weights with a λ each, in one optimiser, and λ has momentum."""
+    def _plain_case(self, own: Sequence[int]) -> bool:
+        """Whether all units are single weights with gradients, and their λ have momentum."""
+        slots = [self._slots[i] for i in own]
         return (
             self.scales.optimizer is not None
             and self.scales.moving
             and self.scales.optimizer.param_groups[0]["momentum"] > 0
-            and isinstance(self.prior, PerWeight)
-            and self.prior.separable
-            and all(s.single and s.optimizer is optimizer and s.parameter.grad is not None for s in self._slots)
+            and all(slot.single and slot.parameter.grad is not None for slot in slots)
         )
 
-    def _in_few_passes(self, move: bool) -> None:
+    def _in_few_passes(self, own: Sequence[int], move: bool) -> None:
         """Both gradients in one go over memory, and the step of λ with them if it is time to ``move``.
 
         λ moves before the weights then, but neither step looks at what the other moves. Its gradient is
@@ -173,11 +181,12 @@ class GradientSolver:
         """
         assert self.scales.optimizer is not None
         assert isinstance(self.prior, PerWeight)
-        group = self.scales.optimizer.param_groups[0]
-        for slot, scale, velocity in zip(self._slots, self.scales.tensors, self.scales.velocities, strict=True):
+        group, velocities = self.scales.optimizer.param_groups[0], self.scales.velocities
+        for i in own:
+            slot, scale = self._slots[i], self.scales.tensors[i]
             weight, gradient = slot.parameter.detach(), slot.parameter.grad
             scale.grad = None if move else torch.empty_like(scale)
-            for w, g, lam, v, stored in pieces(weight, gradient, scale.detach(), velocity, scale.grad):
+            for w, g, lam, v, stored in pieces(weight, gradient, scale.detach(), velocities[i], scale.grad):
                 slope = self.prior.add_gradients(wide(w), lam, g)
                 if stored is not None:
                     stored.copy_(slope)

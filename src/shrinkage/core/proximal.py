@@ -47,7 +47,7 @@ class FixedProximal:
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """λ's gradient belongs to the weights before the step."""
         if clock:
-            self.scales.set_gradients([slot.sizes() for slot in self._slots])
+            self.scales.set_gradients([slot.sizes() for slot in self._slots], self.scales.tensors)
 
     @torch.no_grad()
     def after_step(self, step: int, share: float) -> None:
@@ -163,9 +163,7 @@ class SteeredProximal:
         assert self._dial is not None
         limits = self._dial.limits(self._ratios, self._flats, share)
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
-            # A size s less its slope p times the limit is s·(1 − limit/ratio); at or below the limit that is 0.
-            taken = -limit.clamp(min=1e-30)
-            slot.scale(torch.div(taken, ratios, out=ratios).add_(1).clamp_(min=0))
+            slot.scale(self._factors(ratios, limit.clamp(min=1e-30)))
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
             self._flats, self._ratios = [], []
@@ -187,6 +185,16 @@ class SteeredProximal:
             for slot, memory in zip(self._slots, self._memory, strict=False)
         }
         return {name: lam for name, lam in found.items() if lam is not None}
+
+    def _factors(self, ratios: Tensor, limit: Tensor) -> Tensor:
+        """What a proximal step leaves of every unit, as a factor; in the storage of ``ratios``.
+
+        A survivor loses ``bias`` times its slope p times the limit: s − bias·p·limit = s·(1 − bias·limit/ratio).
+        """
+        if self._pull.bias == 0:
+            return ratios.gt_(limit)
+        left = torch.div(-self._pull.bias * limit, ratios, out=ratios).add_(1)
+        return torch.threshold_(left, 1 - self._pull.bias, 0)
 
     def _slope(self, memory: Tensor, moment: Tensor | None, typical: Tensor | None, share: float) -> Tensor:
         """The penalty's relative slope, and what the optimisers add: learning rates, and Adam's own metric.
