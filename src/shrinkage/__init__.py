@@ -1,6 +1,8 @@
 """Train neural networks that end up small, and prove it."""
 
+from shrinkage.core.costs import Cost, register_cost
 from shrinkage.core.errors import InputError, MissingExtra, ShrinkageError, StateError, TargetError
+from shrinkage.core.footprint import footprint
 from shrinkage.core.granularity import NM, Block, Row, Weight
 from shrinkage.core.hold import keep_zeros
 from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso, faithful
@@ -14,6 +16,7 @@ __all__ = [
     "SWS",
     "Block",
     "Bridge",
+    "Cost",
     "InputError",
     "Lasso",
     "MissingExtra",
@@ -24,5 +27,7 @@ __all__ = [
     "Weight",
     "__version__",
     "faithful",
+    "footprint",
     "keep_zeros",
+    "register_cost",
 ]

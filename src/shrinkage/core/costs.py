@@ -19,6 +19,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.rnn import PackedSequence
 
+from shrinkage.core.selection import is_hf_conv1d
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -83,11 +85,6 @@ def register_cost(*types: type[nn.Module]) -> Callable[[_F], _F]:
         return formula
 
     return enter
-
-
-def is_hf_conv1d(module: nn.Module) -> bool:
-    """Whether this is Hugging Face's ``Conv1D``, a linear layer with a transposed weight; told by its looks."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _hf_conv1d(module: nn.Module, output: Tensor) -> Cost:

@@ -79,6 +79,11 @@ class AdaptivePull(Protocol):
         """Whether there is a memory, or the present size serves as one."""
         ...
 
+    @property
+    def bias(self) -> float:
+        """How much of the threshold a surviving size loses in a proximal step: 1 for a lasso, 0 for none."""
+        ...
+
     def remember(self, memory: Tensor, size: Tensor) -> None:
         """Move the memory towards the present size, in place."""
         ...

@@ -142,7 +142,7 @@ def _matcher(rule: Rule, biases: bool) -> Matcher:
 def _default_matchers(biases: bool) -> list[Matcher]:
     return [
         *(_matcher(kind, biases) for kind in DEFAULT_TYPES),
-        lambda name, module, parameter: _hf_conv1d(module) and (biases or not _is_bias(name, parameter)),
+        lambda name, module, parameter: is_hf_conv1d(module) and (biases or not _is_bias(name, parameter)),
     ]
 
 
@@ -161,13 +161,13 @@ def _is_bias(name: str, parameter: nn.Parameter) -> bool:
     return "bias" in name.rpartition(".")[2] or parameter.ndim < 2
 
 
-def _hf_conv1d(module: nn.Module) -> bool:
+def is_hf_conv1d(module: nn.Module) -> bool:
     """Hugging Face's ``Conv1D`` is a linear layer with a transposed weight; known by its looks."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _out_dim(module: nn.Module) -> int:
-    return 1 if isinstance(module, _ConvTransposeNd) or _hf_conv1d(module) else 0
+    return 1 if isinstance(module, _ConvTransposeNd) or is_hf_conv1d(module) else 0
 
 
 def _as_rules(rules: Rules) -> list[Rule]:

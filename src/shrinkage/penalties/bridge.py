@@ -91,6 +91,11 @@ class BridgePull:
     smallest: float = 1e-4
     remembers: bool = False
 
+    @property
+    def bias(self) -> float:
+        """p/(2 − p): where the proximal map of size^p jumps, it lands so much below the size."""
+        return self.power / (2 - self.power)
+
     def remember(self, memory: Tensor, size: Tensor) -> None:
         """Nothing to remember."""
 

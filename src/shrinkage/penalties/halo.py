@@ -9,7 +9,13 @@ With λ at its optimum :math:`\lambda_j = (2\xi|w_j|/\psi)^{1/3}` this is the no
 :math:`3 \cdot 2^{-2/3}\, \xi^{1/3} \psi^{2/3} \sum_j |w_j|^{1/3}`: its pull falls as a weight grows.
 
 Source: Seto, Wells, Zhang, "HALO: Learning to Prune Neural Networks with Shrinkage", SDM 2021,
-arXiv 2008.10183. The steered form (``sparsity=``) keeps the adaptive scale and replaces ξ and ψ by the target.
+arXiv 2008.10183.
+
+The steered form (``sparsity=``) keeps the adaptive scale and replaces ξ and ψ by the target: every few steps the
+weights with the smallest size·λ³ become zero, so many as the ramp asks for. Between, they keep their gradient and
+momentum and may come back. Survivors are not shrunk. Of what was tried, on a perceptron, a convolutional network and
+a Transformer, this kept most accuracy; subtracting the threshold from survivors, as a lasso does, made no difference
+in long trainings and cost accuracy in short ones.
 """
 
 from __future__ import annotations
@@ -107,16 +113,21 @@ class HALOPrior:
 class HALOPull:
     """The scale-free HALO pull: λ follows its optimum for a running mean of the sizes.
 
-    The optimum is λ ∝ size^⅓, so the slope λ^(−2·power) is a negative power of the remembered size.
+    The optimum is λ ∝ size^⅓, so the slope λ^(−2·power) is a negative power of the remembered size. With λ free
+    to move too, the proximal map of such a concave penalty size^p jumps: a size is set to zero or loses a share
+    p/(2 − p) of the threshold. The default power means a slope 1/size, the limit p → 0, where nothing is lost: the
+    step removes, and what stays is not biased.
 
     Args:
         power: 1 is the paper's slope λ⁻²; larger values spare large weights more.
         decay: of the running mean, per proximal step.
+        bias: share of the threshold that a survivor loses in a proximal step.
         smallest: λ is not followed below this value.
     """
 
     power: float = 1.5
-    decay: float = 0.9
+    decay: float = 0.5
+    bias: float = 0.0
     smallest: float = 0.05
     remembers: bool = True
 

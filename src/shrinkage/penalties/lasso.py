@@ -58,6 +58,7 @@ class LassoPrior:
 class UniformPull:
     """The same for every unit."""
 
+    bias: float = 1.0
     remembers: bool = False
 
     def remember(self, memory: Tensor, size: Tensor) -> None:

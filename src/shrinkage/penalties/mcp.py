@@ -78,6 +78,7 @@ class MCPPull:
 
     flat: float = 1.0
     least: float = 1e-3
+    bias: float = 1.0
     remembers: bool = False
 
     def remember(self, memory: Tensor, size: Tensor) -> None:
