@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 400.0, 260.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 40.0
+WIDTH, HEIGHT = 400.0, 270.0
+LEFT, RIGHT, TOP, BOTTOM = 44.0, 12.0, 30.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:
         body: SVG in the coordinates of the axes.
     """
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    turn = "" if len(y.label) == 1 else " rotate(-90)"
     parts = [
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">',
         f"<title>{escape(name)}</title><desc>{escape(description)}</desc>",
@@ -91,7 +90,7 @@ def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:
         *(f'<path d="M{x.x(tick)} {bottom:g}v4"/>' for tick in x.ticks),
         '</g><g class="label">',
         _text((LEFT + right) / 2, HEIGHT - 6, x.label, "middle"),
-        f'<text transform="translate(11 {(TOP + bottom) / 2:g}){turn}" text-anchor="middle">{escape(y.label)}</text>',
+        _text(0, 12, y.label, "start"),
         "</g>",
         body,
         "</svg>",
