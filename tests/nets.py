@@ -9,7 +9,20 @@ from torch.nn import functional
 import shrinkage
 from shrinkage.testing.toy import batch, net, train
 
-__all__ = ["CNN", "MLP", "Transformer", "batch", "fit", "images", "net", "pruned_signs", "sequences", "start", "train"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "RAMP",
+    "Transformer",
+    "batch",
+    "fit",
+    "images",
+    "net",
+    "pruned_signs",
+    "sequences",
+    "start",
+    "train",
+]
 
 
 class MLP(nn.Sequential):
@@ -68,12 +81,16 @@ def sequences(step):
     return x, (x[:, 0] + x[:, 1]) % 4
 
 
+RAMP = {"start": 0.05, "end": 0.75}  # not the default, which may change
+
+
 def start(method=shrinkage.HALO, *, model=None, optimizer=torch.optim.SGD, lr=0.1, steps=40, sparsity=0.9, **options):
-    """A seeded model, its optimiser, and the method attached to it."""
+    """A seeded model, its optimiser, and the method attached to it; the pattern is fixed after 3/4 of the steps."""
     torch.manual_seed(0)
     model = MLP() if model is None else model()
     optimizer = optimizer(model.parameters(), lr=lr)
-    return model, optimizer, method(model, sparsity, steps, **options).attach(optimizer)
+    ramp = {} if steps is None else RAMP
+    return model, optimizer, method(model, sparsity, steps, **ramp | options).attach(optimizer)
 
 
 def fit(model, optimizer, steps, data=batch, after=None):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Adam
 
-from nets import CNN, MLP, Transformer, batch, fit, images, start
+from nets import CNN, MLP, RAMP, Transformer, batch, fit, images, start
 from shrinkage import HALO, MCP, NM, Block, Bridge, InputError, Lasso, Row, StateError
 
 
@@ -29,7 +29,7 @@ from shrinkage import HALO, MCP, NM, Block, Bridge, InputError, Lasso, Row, Stat
         ({"steps": None}, "needs steps="),
         ({"steps": 10, "start": 0.91, "end": 0.99}, None),
         ({"steps": 3, "start": 0.99, "end": 0.999}, None),
-        ({"start": 0.9}, "start=0.9, end=0.75"),
+        ({"start": 0.9, "end": 0.7}, "start=0.9, end=0.7"),
         ({"ramp": "quadratic"}, "cubic, linear, one-shot or a callable, got 'quadratic'"),
         ({"floor": 2.0}, r"floor must lie in \[0, 1\], got 2.0"),
         ({"sparsity": 0.999}, "floor=0.05 keeps 3 units in 3 tensors, more than the 1 that sparsity 0.999 leaves"),
@@ -142,10 +142,10 @@ def test_something_else_writes_to_pruned_weights():
         (lambda: HALO(CNN(), 0.9, 40), r"another model: 'stem\.weight' has units of shape none there"),
         (lambda: HALO(MLP(), 0.9, 40, exclude="4.*"), r"another model: '4\.weight' has .*none here"),
         (lambda: HALO(MLP(), 0.9, 40, granularity=Row()), r"another model: '0\.weight' .*\[32, 12\] there and \[32\]"),
-        (lambda: HALO(MLP(), 0.8, 40), "taken with zeros=.*build the method with the same arguments"),
-        (lambda: HALO(MLP(), 0.9, 50), "taken with steps=40, but here steps=50"),
-        (lambda: HALO(MLP(), 0.9, 40, end=0.5), "taken with end=0.75, but here end=0.5"),
-        (lambda: HALO(MLP(), 0.9, 40, xi=1e-3, start=0.05, end=0.75), "taken with solver=.*but here solver="),
+        (lambda: HALO(MLP(), 0.8, 40, **RAMP), "taken with zeros=.*build the method with the same arguments"),
+        (lambda: HALO(MLP(), 0.9, 50, **RAMP), "taken with steps=40, but here steps=50"),
+        (lambda: HALO(MLP(), 0.9, 40, start=0.05, end=0.5), "taken with end=0.75, but here end=0.5"),
+        (lambda: HALO(MLP(), 0.9, 40, xi=1e-3, **RAMP), "taken with solver=.*but here solver="),
         (lambda: HALO(MLP(), xi=1e-3), "taken with "),
         (lambda: Lasso(MLP(), 0.9, 40), "this is the state of HALO, not of Lasso"),
     ],

@@ -10,7 +10,7 @@ from torch import nn, optim
 from torch.nn import functional
 
 import shrinkage
-from nets import CNN, MLP, batch, fit, images, pruned_signs, start
+from nets import CNN, MLP, RAMP, batch, fit, images, pruned_signs, start
 from shrinkage import HALO, InputError, StateError, keep_zeros
 
 
@@ -68,7 +68,7 @@ def begin(optimizer, model=MLP, steps=40, **options):
     torch.manual_seed(0)
     model = model()
     optimizer = optimizer(model.parameters())
-    return model, optimizer, HALO(model, 0.9, steps, **options).attach(optimizer)
+    return model, optimizer, HALO(model, 0.9, steps, **RAMP, **options).attach(optimizer)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import shrinkage
-from nets import MLP, batch, fit, pruned_signs, start
+from nets import MLP, RAMP, batch, fit, pruned_signs, start
 from shrinkage import HALO, InputError, StateError, keep_zeros
 from shrinkage.core.hooks import unwrap_optimizer
 
@@ -34,7 +34,7 @@ def test_accelerate():
     accelerator = Accelerator(cpu=True)
     model = MLP()
     wrapped_model, wrapped = accelerator.prepare(model, optim.Adam(model.parameters(), lr=0.01))
-    halo = HALO(wrapped_model, 0.9, 40).attach(wrapped)
+    halo = HALO(wrapped_model, 0.9, 40, **RAMP).attach(wrapped)
     for step in range(45):
         x, y = batch(step)
         wrapped.zero_grad()
@@ -60,7 +60,7 @@ def test_lightning():
             return optim.Adam(self.parameters(), lr=0.01)
 
         def on_fit_start(self):
-            self.halo = HALO(self.net, 0.9, 40).attach(self.optimizers())
+            self.halo = HALO(self.net, 0.9, 40, **RAMP).attach(self.optimizers())
 
         def training_step(self, step, _):
             return functional.cross_entropy(self.net(batch(int(step))[0]), batch(int(step))[1])
@@ -287,7 +287,7 @@ def test_a_compiled_model_is_compiled_once():
     backend = Counting()
     compiled = torch.compile(model, backend=backend)
     optimizer = optim.SGD(model.parameters(), lr=0.1)
-    halo = HALO(compiled, 0.9, 40).attach(optimizer)
+    halo = HALO(compiled, 0.9, 40, **RAMP).attach(optimizer)
     assert set(halo.measure()) == {"0.weight", "2.weight", "4.weight"}
     fit(compiled, optimizer, range(2))
     graphs = backend.graphs

@@ -141,7 +141,6 @@ def test_counting_above_a_limit():
     assert count_above(values.bfloat16(), torch.tensor(-1.0)) == 50_000
 
 
-
 def test_one_element_and_empty():
     assert kth_smallest(torch.tensor(2.0), 1) == 2
     assert smallest([torch.tensor(2.0)], 1)[0].item() is True
