@@ -16,7 +16,7 @@ SolverName = Literal["proximal", "gradient", "loss"]
 # The ramp of steered methods: the last fifth of the training belongs to the survivors.
 STEERED = Options(start=0.1, end=0.8)
 
-# Optimiser steps between proximal steps; short trainings get thirty of them at least.
+# Optimiser steps between proximal steps; short trainings get a hundred of them at least.
 INTERVAL = 8
 
 
@@ -41,7 +41,7 @@ def steered(
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
-    interval = max(1, min(INTERVAL, steps // 30)) if isinstance(steps, int) else 1
+    interval = max(1, min(INTERVAL, steps // 100)) if isinstance(steps, int) else 1
     return SteeredProximal(pull, interval), Options(**{**STEERED, **options})
 
 

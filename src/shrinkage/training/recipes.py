@@ -41,7 +41,7 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "digits": Recipe("mlp", 60, 32, "sgd", 0.1, 2e-3, threads=1),
-    "mnist": Recipe("lenet-300-100", 20, 128, "sgd", 0.1, 5e-4, threads=1),
+    "mnist": Recipe("lenet-300-100", 20, 64, "sgd", 0.1, 2e-4, threads=1),
     "cifar10": Recipe("resnet-20", 160, 128, "sgd", 0.1, 5e-4),
     "cifar100": Recipe("resnet-20", 160, 128, "sgd", 0.1, 5e-4),
 }
