@@ -52,6 +52,20 @@ def test_weight_decay_on_lam_gives_the_square_root_penalty():
     torch.testing.assert_close(total, (2 * 0.3 * 0.4 * size).sqrt().sum(), rtol=1e-6, atol=0)
 
 
+def test_steered_lam_follows_the_cube_root_of_the_sizes():
+    model = nn.Linear(5, 4, bias=False)
+    nn.init.constant_(model.weight, 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    halo = HALO(model, 0.5, 300, start=0.9, end=1.0).attach(optimizer)
+    torch.testing.assert_close(halo.lam()["weight"], torch.ones(4, 5))
+    with torch.no_grad():
+        model.weight[0] *= 8
+        model.weight[1] /= 8
+    settle(model, optimizer, 250)
+    wanted = torch.tensor([2.0, 0.5, 1.0, 1.0])[:, None].expand(4, 5)
+    torch.testing.assert_close(halo.lam()["weight"], wanted, rtol=1e-3, atol=0)
+
+
 def test_lam_lr_0_holds_lam_at_1():
     model, optimizer, halo = still(xi=0.3, psi=0.2, lam_lr=0.0)
     settle(model, optimizer, 10)
