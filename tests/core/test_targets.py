@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam, AdamW
 from transformers.pytorch_utils import Conv1D
 
 from nets import CNN, MLP, Transformer, batch, fit, images, pruned_signs, sequences, start
-from shrinkage import HALO, MCP, NM, SWS, Block, Bridge, Lasso, Row, TargetError
+from shrinkage import HALO, MCP, NM, SWS, Block, Bridge, Lasso, Row, TargetError, Weight
 
 NETS = {"MLP": (MLP, batch), "CNN": (CNN, images), "Transformer": (Transformer, sequences)}
 OPTIMIZERS = {
@@ -52,6 +52,15 @@ def test_zeros_follow_the_ramp(method):
     fit(model, optimizer, range(90), after=lambda: gaps.append(counted(model, attached) / attached.units))
     asked = [max(0.0, min(1.0, (step - 10) / 80)) * 0.9 for step in range(1, 91)]
     assert max(abs(gap - ask) for gap, ask in zip(gaps, asked, strict=True)) < 0.02
+
+
+@pytest.mark.parametrize("cut", [Weight(), Row()])
+@pytest.mark.parametrize("method", [HALO, Lasso])
+def test_zeros_in_training_have_no_sign(method, cut):
+    model, optimizer, attached = start(method, steps=40, granularity=cut)
+    fit(model, optimizer, range(20))
+    assert attached.zeros > 0
+    assert not any(((w == 0) & w.signbit()).any() for w in model.parameters())
 
 
 @pytest.mark.parametrize("ramp", ["cubic", "linear", "one-shot", lambda x: x**0.25])
