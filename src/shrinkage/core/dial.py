@@ -81,6 +81,7 @@ class Dial:
         self._nm = granularity if isinstance(granularity, NM) else None
         self._out_dims = tuple(out_dims)
         self.pools = [self._pool(members, share, [units[i] for i in members], floor) for members, share in groups]
+        self._latest: dict[Pool, tuple[Tensor, ...]] = {}  # the last two limits
         self.units = sum(units)
         self.zeros = sum(pool.zeros for pool in self.pools)
 
@@ -117,14 +118,20 @@ class Dial:
             if self._nm is not None:
                 for i in pool.members:
                     ratios[i].masked_fill_(~self._nm.removable(ratios[i], self._out_dims[i]), torch.inf)
-            limit = kth_smallest(flat, wanted) if wanted else flat.new_full((), -1.0)
+            limit = kth_smallest(flat, wanted, self._expected(pool)) if wanted else flat.new_full((), -1.0)
             # The floor rarely binds. Where it does, protecting a tensor takes its place in the count from others.
             while short := self._short(pool, ratios, limit):
                 for i, free in short:
                     _protect_largest(ratios[i], free)
-                limit = kth_smallest(flat, wanted)
+                limit = kth_smallest(flat, wanted, limit)
+            self._latest[pool] = (*self._latest.get(pool, ()), limit)[-2:]
             found.update(dict.fromkeys(pool.members, limit))
         return [found[i] for i in range(len(ratios))]
+
+    def _expected(self, pool: Pool) -> Tensor | None:
+        """The next limit if it grows as it last did, which a smooth ramp keeps to a percent or so."""
+        latest = self._latest.get(pool, ())
+        return latest[1] * (latest[1] / latest[0]) if len(latest) == 2 else None
 
     @staticmethod
     def _short(pool: Pool, ratios: Sequence[Tensor], limit: Tensor) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ size_j / pull_j ≤ ξ, so the ξ that leaves the wanted number of zeros is an o
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -59,7 +60,8 @@ class FixedProximal:
             moments = slot.second_moments()
             if moments is not None:
                 length = length / ((moments / slot.bias_correction()).sqrt() + slot.group.get("eps", 1e-8))
-            slot.scale(torch.where(size > 0, self.prior.prox(i, size, scales, length) / size, 0))
+            left = self.prior.prox(i, size, scales, length)
+            slot.scale(left / size, lambda factor: factor.nan_to_num_(0.0))  # 0/0 where there was nothing
         self.scales.step()
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
@@ -151,19 +153,20 @@ class SteeredProximal:
         if not self._flats:
             self._allocate()
         shares, typical = learning_rate_shares(self._slots), self._typical_moment()
+        sums = []
         for i, slot in enumerate(self._slots):
             memories = self._memory[i] if self._memory else None
             for size, ratio, memory, moment in slot.parts(self._ratios[i], memories, slot.second_moments()):
                 if memory is not None:
                     self._pull.remember(memory, size)
                 slope = self._slope(size if memory is None else memory, moment, typical, shares[i])
-                torch.div(size, slope, out=ratio)
-        if not all(math.isfinite(float(flat.sum())) for flat in self._flats):
+                sums.append(torch.div(size, slope, out=ratio).sum())
+        if not math.isfinite(float(torch.stack([part.to(self._limit.device) for part in sums]).sum())):
             self._refuse(step)
         assert self._dial is not None
         limits = self._dial.limits(self._ratios, self._flats, share)
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
-            slot.scale(self._factors(ratios, limit.clamp(min=1e-30)))
+            slot.scale(ratios, partial(self._factor, limit=limit.clamp(min=1e-30)))
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
             self._flats, self._ratios = [], []
@@ -186,7 +189,7 @@ class SteeredProximal:
         }
         return {name: lam for name, lam in found.items() if lam is not None}
 
-    def _factors(self, ratios: Tensor, limit: Tensor) -> Tensor:
+    def _factor(self, ratios: Tensor, limit: Tensor) -> Tensor:
         """What a proximal step leaves of every unit, as a factor; in the storage of ``ratios``.
 
         A survivor loses ``bias`` times its slope p times the limit: s − bias·p·limit = s·(1 − bias·limit/ratio).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +83,14 @@ class Slot:
             return weight.sgn()
         return weight * self.spread(torch.where(sizes > 0, 1 / sizes, 0))
 
-    def scale(self, factors: Tensor) -> None:
-        """Multiply every unit by its factor in [0, 1], in place; zeros are written as +0.0."""
+    def scale(self, units: Tensor, factor: Callable[[Tensor], Tensor]) -> None:
+        """Multiply every unit by a factor in [0, 1] of its value in ``units``, in place; zeros are written as +0.0."""
         weight = self.parameter.detach()
-        if not self.single:
-            factors = self.spread(factors).expand_as(weight)
-        for part, factor in pieces(weight, factors):
-            part.mul_(factor).add_(0.0)  # −0.0 + 0.0 is +0.0
+        if self.single:
+            for part, values in pieces(weight, units):
+                part.mul_(factor(values)).add_(0.0)  # −0.0 + 0.0 is +0.0
+        else:
+            weight.mul_(self.spread(factor(units))).add_(0.0)
 
     def activity(self) -> Tensor:
         """How strongly the training still pulls at each unit: from momentum or second moments, ≥ 0."""

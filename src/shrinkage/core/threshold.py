@@ -24,6 +24,7 @@ from shrinkage.core.pieces import PIECE
 _DIGIT_BITS = 16
 _BINS = 1 << _DIGIT_BITS
 _SMALL = 1 << 14  # as many values are partitioned as fast as they are sampled
+_NEAR = 0.03  # how far, relatively, a guess is trusted
 _KEYS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -32,12 +33,13 @@ _KEYS = {
 }
 
 
-def kth_smallest(values: Tensor, k: int) -> Tensor:
+def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
     """The k-th smallest of ``values`` (k counts from 1), as a 0-d tensor on the same device.
 
     Args:
         values: non-negative, any shape; ``inf`` is allowed and sorts last.
         k: between 1 and ``values.numel()``.
+        near: a guess. A good one saves time on the CPU; the answer is the same without.
 
     >>> kth_smallest(torch.tensor([3.0, 1.0, 2.0, 2.0]), 3)
     tensor(2.)
@@ -46,7 +48,8 @@ def kth_smallest(values: Tensor, k: int) -> Tensor:
         raise IndexError(f"k must lie in 1..{values.numel()}, got {k}")
     flat = values.detach().reshape(-1)
     if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
-        return torch.tensor(_sampled_select(flat.numpy(), k), dtype=flat.dtype)
+        found = _bracketed_select(flat.numpy(), k, None if near is None else float(near))
+        return torch.tensor(found, dtype=flat.dtype)
     value, _ = _radix_select([flat], k)
     return value
 
@@ -100,37 +103,47 @@ def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = No
     return chosen
 
 
-def _sampled_select(values: NDArray[Any], k: int) -> float:
-    """Bracket the k-th smallest by a sample, count what lies below, go on among what lies inside.
+def _bracketed_select(values: NDArray[Any], k: int, near: float | None) -> float:
+    """Bracket the k-th smallest, count what lies below, and go on among what lies inside.
 
     Two passes over the values, whatever ties there are, and no copy of them.
     """
     while values.size > _SMALL:
-        stride = int(values.size ** (1 / 3)) // 4 | 1  # odd, to walk through all columns of a matrix
-        sample = values[::stride].copy()
-        place, slack = k * sample.size / values.size, 2 * math.sqrt(sample.size)  # four standard deviations
-        first, last = max(int(place - slack), 0), min(int(place + slack), sample.size - 1)
-        sample.partition((first, last))
-        low = sample[first] if place > slack else values.dtype.type(0)
-        high = sample[last] if place + slack < sample.size else values.dtype.type(np.inf)
-        below, found = 0, []
+        low, high = _sampled_bracket(values, k) if near is None else (near * (1 - _NEAR), near * (1 + _NEAR))
+        up_to, found = 0, []
         for start in range(0, values.size, PIECE):
             part = values[start : start + PIECE]
-            reached = part >= low
-            below += part.size - int(np.count_nonzero(reached))
-            reached &= part <= high
-            found.append(part.compress(reached))
-        inside = np.concatenate(found)
-        if not below < k <= below + inside.size:
-            break  # a sample that misleads, such as one in step with the values: one in ten thousand by chance
-        if k <= below + np.count_nonzero(inside == low):
-            return float(low)
-        if k > below + inside.size - np.count_nonzero(inside == high):
-            return float(high)
-        if inside.size > values.size // 2:
-            break
-        values, k = inside, k - below
+            inside = part > low
+            up_to += part.size - int(np.count_nonzero(inside))
+            inside &= part < high
+            found.append(part.compress(inside))
+        between = np.concatenate(found)
+        if up_to < k <= up_to + between.size:
+            if between.size > values.size // 2:
+                break
+            values, k, near = between, k - up_to, None
+        elif near is not None:
+            near = None  # it was not near
+        elif up_to - np.count_nonzero(values == low) < k <= up_to:
+            return low
+        elif 0 < k - up_to - between.size <= np.count_nonzero(values == high):
+            return high
+        else:
+            break  # a sample that misleads: one in ten thousand by chance, or in step with the values
     return float(np.partition(values, k - 1)[k - 1])
+
+
+def _sampled_bracket(values: NDArray[Any], k: int) -> tuple[float, float]:
+    """Two of the values between which, by a sample of them, the k-th smallest lies."""
+    stride = int(values.size ** (1 / 3)) // 4 | 1  # odd, to walk through all columns of a matrix
+    sample = values[::stride].copy()
+    place, slack = k * sample.size / values.size, 2 * math.sqrt(sample.size)  # four standard deviations
+    first, last = max(int(place - slack), 0), min(int(place + slack), sample.size - 1)
+    sample.partition((first, last))
+    return (
+        float(sample[first]) if place > slack else -1.0,
+        float(sample[last]) if place + slack < sample.size else math.inf,
+    )
 
 
 def _radix_select(parts: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
