@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ def interleave(
     *,
     rounds: int,
     turn: int,
-) -> dict[str, list[float]]:
+) -> Iterator[dict[str, float]]:
     """Time several ways of doing the same thing, taking turns so that all meet the same machine.
 
     Args:
@@ -66,11 +66,11 @@ def interleave(
         turn: how many items it takes before the next one's turn. Long turns keep small models in the
             cache, where a training has them; with short ones, slow steps meet the same disturbances.
 
-    Returns:
-        Seconds an item, one value a round, by contestant.
+    Yields:
+        After each round, seconds of processor time an item, by contestant. The clock is that of the process, so that
+        other jobs on the machine disturb less.
     """
     names = list(contestants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
     for r in range(rounds):
         items = inputs()
         spent = dict.fromkeys(names, 0.0)
@@ -82,17 +82,7 @@ def interleave(
                 for item in items[start : start + turn]:
                     step(*item)
                 spent[name] += time.process_time() - begin
-        for name in names:
-            seconds[name].append(spent[name] / len(items))
-    return seconds
-
-
-def ratios(seconds: Mapping[str, Sequence[float]], to: str) -> dict[str, Measured]:
-    """Each contestant's time over that of ``to`` in the same round."""
-    return {
-        name: Measured.of([mine / base for mine, base in zip(times, seconds[to], strict=True)])
-        for name, times in seconds.items()
-    }
+        yield {name: seconds / len(items) for name, seconds in spent.items()}
 
 
 def steady() -> None:

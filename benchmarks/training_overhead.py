@@ -3,11 +3,11 @@
     python benchmarks/training_overhead.py            # some minutes; writes results/benchmarks/
     python benchmarks/training_overhead.py --quick    # seconds; only shows that it runs
 
-- *Step time* over plain training, one thread, all contestants taking turns on the same fresh inputs. The
-  clock counts the processor time of this process, so that other jobs on the machine disturb less. The
-  proximal solver is measured at three places of its ramp (its proximal steps averaged over the steps between
-  them) and after the pattern is fixed. ``mask`` multiplies the weights by a mask after each step, the
-  usual way of keeping zeros; ``in the loss`` adds the paper's penalty to the loss and lets autograd do the rest.
+- *Step time* over plain training, one thread, all contestants taking turns on the same fresh inputs, labelled by a
+  network that they can learn. The proximal solver goes through a whole training: its figures are those of
+  the early, middle and late ramp (proximal steps averaged over the steps between them) and of the time after the
+  pattern is fixed. ``mask`` multiplies the weights by a mask after each step, the usual way of keeping zeros;
+  ``in the loss`` adds the paper's penalty to the loss and lets autograd do the rest.
 - *Memory*: bytes a weight that a method holds between steps, and the most it has in use inside one.
 - *Growth*: one step of the method on a single matrix, without network or data, against the time that reading
   and writing the tensors involved would take at the memory bandwidth measured beside it.
@@ -16,14 +16,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 import tracemalloc
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from _harness import Measured, Step, interleave, machine, ratios, steady, write
+from _harness import Measured, interleave, machine, steady, write
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW, Optimizer
@@ -37,9 +39,8 @@ from shrinkage.models import MODELS
 BATCH = 128
 SPARSITY = 0.95
 STRENGTHS = {"xi": 1e-6, "psi": 1e-6}
-PROXIMAL = ("shrinking, 10 % of the way", "shrinking, half way", "shrinking, 90 % of the way")
-INTERVAL = 8  # optimiser steps that hold exactly one proximal step, in a training as long as ENDLESS
-ENDLESS = 10**9
+INTERVAL = shrinkage.penalties.build.INTERVAL  # optimiser steps that hold exactly one proximal step
+PHASES = ("shrinking, early", "shrinking, middle", "shrinking, late", "holding")
 
 
 @dataclass(frozen=True)
@@ -56,75 +57,111 @@ class Goal:
         return round(self.measured, 3) <= self.goal
 
 
-def shrinking(model: nn.Module, share: float) -> Sparsifier:
-    """HALO at a standstill on its ramp, with ``share`` of the target wanted at every proximal step."""
-    return shrinkage.HALO(model, SPARSITY, ENDLESS, start=0.0, end=1.0, ramp=lambda x: share if x < 1 else 1.0)
+def at_a_standstill(model: nn.Module, steps: int) -> Sparsifier:
+    """HALO in a training without end, always half way up its ramp."""
+    return shrinkage.HALO(model, SPARSITY, 10**9, start=0.0, end=1.0, ramp=lambda x: 0.5 if x < 1 else 1.0)
 
 
-def holding(model: nn.Module) -> Sparsifier:
+def holding(model: nn.Module, steps: int) -> Sparsifier:
     """HALO with its pattern fixed after the first step."""
     return shrinkage.HALO(model, SPARSITY, 100, start=0.0, end=0.01, ramp="one-shot")
 
 
-METHODS: dict[str, Callable[[nn.Module], Sparsifier]] = {
-    PROXIMAL[0]: lambda model: shrinking(model, 0.1),
-    PROXIMAL[1]: lambda model: shrinking(model, 0.5),
-    PROXIMAL[2]: lambda model: shrinking(model, 0.9),
+METHODS: dict[str, Callable[[nn.Module, int], Sparsifier]] = {
+    "proximal": lambda model, steps: shrinkage.HALO(model, SPARSITY, steps),
+    "shrinking": at_a_standstill,
     "holding": holding,
-    "gradient": lambda model: shrinkage.HALO(model, **STRENGTHS),
-    "in the loss": lambda model: shrinkage.HALO(model, **STRENGTHS, solver="loss"),
+    "gradient": lambda model, steps: shrinkage.HALO(model, **STRENGTHS),
+    "in the loss": lambda model, steps: shrinkage.HALO(model, **STRENGTHS, solver="loss"),
 }
 
 
-def trainer(kind: str, network: str, shape: tuple[int, ...], make: Callable[[Any], Optimizer]) -> Step:
-    """A training step of one contestant, from the same initial weights as the others'."""
+@dataclass
+class Contestant:
+    """One way of training a network, a step at a time."""
+
+    kind: str
+    model: nn.Module
+    optimizer: Optimizer
+    method: Sparsifier | None
+    masks: list[tuple[Tensor, Tensor]]
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """A step of the training."""
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.model(x), y)
+        if self.method is not None and self.kind == "in the loss":
+            loss = loss + self.method.penalty()
+        loss.backward()
+        self.optimizer.step()
+        for weight, mask in self.masks:
+            weight.mul_(mask)
+
+    def phase(self) -> str:
+        """Under what name a round that begins now is counted."""
+        if self.method is None or self.kind != "proximal":
+            return self.kind
+        if self.method.phase != "shrinking":
+            return PHASES[3]
+        return PHASES[int(3 * self.method.wanted / SPARSITY)]
+
+
+def contestant(
+    kind: str, network: str, shape: tuple[int, ...], make: Callable[[Any], Optimizer], steps: int
+) -> Contestant:
+    """One contestant, from the same initial weights as the others."""
     torch.manual_seed(0)
     model = MODELS[network](shape, 10)
     optimizer = make(model.parameters())
-    method = METHODS[kind](model).attach(optimizer) if kind in METHODS else None
-    masks = [
-        (parameter.data, (torch.rand_like(parameter) > SPARSITY).float())
-        for parameter in model.parameters()
-        if kind == "mask" and parameter.ndim > 1
-    ]
-
-    def step(x: Tensor, y: Tensor) -> None:
-        optimizer.zero_grad()
-        loss = cross_entropy(model(x), y)
-        if method is not None and kind == "in the loss":
-            loss = loss + method.penalty()
-        loss.backward()
-        optimizer.step()
-        for weight, mask in masks:
-            weight.mul_(mask)
-
-    return step
+    method = METHODS[kind](model, steps).attach(optimizer) if kind in METHODS else None
+    weights = [parameter.data for parameter in model.parameters() if kind == "mask" and parameter.ndim > 1]
+    masks = [(weight, (torch.rand_like(weight) > SPARSITY).float()) for weight in weights]
+    return Contestant(kind, model, optimizer, method, masks)
 
 
 def step_times(
     network: str, shape: tuple[int, ...], make: Callable[[Any], Optimizer], kinds: list[str], **how: int
 ) -> dict[str, Any]:
     """Ratios to plain training, and what is added in microseconds."""
-    contestants = {kind: trainer(kind, network, shape, make) for kind in ["plain", *kinds]}
+    steps = how["rounds"] * how["steps"]
+    contestants = {kind: contestant(kind, network, shape, make, steps) for kind in ["plain", *kinds]}
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 10))
 
+    @torch.no_grad()
     def inputs() -> list[tuple[Tensor, Tensor]]:
-        return [(torch.rand(BATCH, *shape), torch.randint(10, (BATCH,))) for _ in range(how["steps"])]
+        batches = [torch.randn(BATCH, *shape) for _ in range(how["steps"])]
+        return [(x, teacher(x).argmax(1)) for x in batches]
 
-    interleave(contestants, inputs, rounds=1, turn=how["turn"])  # past the first step and the allocations
-    seconds = interleave(contestants, inputs, rounds=how["rounds"], turn=how["turn"])
-    added = {
-        kind: Measured.of([1e6 * (mine - base) for mine, base in zip(seconds[kind], seconds["plain"], strict=True)])
-        for kind in kinds
-    }
-    over = ratios(seconds, to="plain")
+    plain: list[float] = []
+    over: dict[str, list[float]] = defaultdict(list)
+    added: dict[str, list[float]] = defaultdict(list)
+    takers = {kind: one.step for kind, one in contestants.items()}
+    turns = interleave(takers, inputs, rounds=how["rounds"], turn=how["turn"])
+    while True:
+        phases = {kind: contestants[kind].phase() for kind in kinds}
+        seconds = next(turns, None)
+        if seconds is None:
+            break
+        plain.append(seconds["plain"])
+        for kind, phase in phases.items():
+            over[phase].append(seconds[kind] / seconds["plain"])
+            added[phase].append(1e6 * (seconds[kind] - seconds["plain"]))
     return {
-        "plain_ms": Measured.of([1e3 * value for value in seconds["plain"]]),
-        "over_plain": {kind: over[kind] for kind in kinds},
-        "added_us": added,
+        "plain_ms": Measured.of([1e3 * value for value in plain]),
+        "over_plain": {phase: Measured.of(values) for phase, values in over.items()},
+        "added_us": {phase: Measured.of(values) for phase, values in added.items()},
     }
 
 
 # ---- one matrix ---------------------------------------------------------------------------------
+
+
+# Tensors of the weights' size that a step has to read or write at least, as float32.
+TRAFFIC = {
+    "gradient": 7,  # reads w, its gradient, λ and its momentum; writes all but w
+    "shrinking": 4,  # reads and writes w and the memory of sizes; once in INTERVAL steps
+    "holding": 3,  # reads the gradient and the mask, writes the gradient
+}
 
 
 def matrix(kind: str, weights: int) -> tuple[nn.Linear, Optimizer, Sparsifier]:
@@ -132,7 +169,7 @@ def matrix(kind: str, weights: int) -> tuple[nn.Linear, Optimizer, Sparsifier]:
     torch.manual_seed(0)
     layer = nn.Linear(1000, weights // 1000, bias=False)
     optimizer = SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    method = METHODS[kind](layer).attach(optimizer)
+    method = METHODS[kind](layer, 0).attach(optimizer)
     layer.weight.grad = torch.rand_like(layer.weight)
     for _ in range(INTERVAL):
         method_step(method, optimizer)
@@ -199,7 +236,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 def memory(weights: int) -> dict[str, dict[str, float]]:
     """Bytes a weight held between steps and in use inside one, by method."""
     found = {}
-    for kind in ("shrinking, half way", "holding", "gradient"):
+    for kind in TRAFFIC:
         layer, optimizer, method = matrix(kind, weights)
         gradient = layer.weight.grad
         assert gradient is not None
@@ -211,14 +248,6 @@ def memory(weights: int) -> dict[str, dict[str, float]]:
 
         found[kind] = {"held": held / weights, "peak": (held + peak_bytes(steps)) / weights}
     return found
-
-
-# Tensors of the weights' size that a step has to read or write at least, as float32.
-TRAFFIC = {
-    "gradient": 7,  # reads w, its gradient, λ and its momentum; writes all but w
-    "shrinking, half way": 4,  # reads and writes w and the memory of sizes
-    "holding": 3,  # reads the gradient and the mask, writes the gradient
-}
 
 
 def growth(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
@@ -234,13 +263,13 @@ def growth(sizes: list[int], repeats: int) -> list[dict[str, Any]]:
                 begin = time.process_time()
                 weight.mul_(1.0)  # reads and writes one tensor
                 middle = time.process_time()
-                for _ in range(INTERVAL if kind in PROXIMAL else 1):
+                for _ in range(INTERVAL if kind == "shrinking" else 1):
                     method_step(method, optimizer)
                 floors.append((middle - begin) * tensors / 2)
                 times.append(time.process_time() - middle)
             rows.append(
                 {
-                    "method": "proximal" if kind in PROXIMAL else kind,
+                    "method": kind,
                     "weights": weights,
                     "ms": Measured.of([1e3 * value for value in times[1:]]),
                     "over_floor": Measured.of([a / b for a, b in zip(times[1:], floors[1:], strict=True)]),
@@ -263,13 +292,14 @@ def adamw(parameters: Any) -> Optimizer:
 def goals(times: dict[str, Any], bytes_used: dict[str, dict[str, float]]) -> list[Goal]:
     """The figures that were set beforehand, each in its dearest phase."""
 
-    def worst(setting: str, kinds: tuple[str, ...]) -> float:
-        return max(times[setting]["over_plain"][kind].median for kind in kinds)
+    def worst(setting: str, phases: tuple[str, ...]) -> float:
+        over = times[setting]["over_plain"]
+        return max(over[phase].median for phase in phases if phase in over)
 
     lenet, resnet = "lenet-300-100, SGD", "resnet-20, SGD"
     return [
-        Goal("proximal, LeNet-300-100", worst(lenet, (*PROXIMAL, "holding")), 1.10),
-        Goal("proximal, ResNet-20", worst(resnet, (PROXIMAL[1], "holding")), 1.03),
+        Goal("proximal, LeNet-300-100", worst(lenet, PHASES), 1.10),
+        Goal("proximal, ResNet-20", worst(resnet, ("shrinking", "holding")), 1.03),
         Goal("gradient, LeNet-300-100", worst(lenet, ("gradient",)), 1.25),
         Goal("memory held, bytes a weight", max(row["held"] for row in bytes_used.values()), 8.0),
     ]
@@ -302,15 +332,14 @@ def main() -> None:
     quick = parser.parse_args().quick
     steady()
 
-    all_kinds = [*METHODS, "mask"]
-    lenet = {"rounds": 3 if quick else 60, "steps": 2 * INTERVAL if quick else 4 * INTERVAL, "turn": 4 * INTERVAL}
-    times = {
-        "lenet-300-100, SGD": step_times("lenet-300-100", (1, 28, 28), sgd, all_kinds, **lenet),
-        "lenet-300-100, AdamW": step_times("lenet-300-100", (1, 28, 28), adamw, all_kinds, **lenet),
-    }
-    few = [PROXIMAL[1], "holding", "gradient", "mask"]
+    kinds = ["proximal", "gradient", "in the loss", "mask"]
+    lenet = {"rounds": 12 if quick else 90, "steps": INTERVAL if quick else 4 * INTERVAL, "turn": 4 * INTERVAL}
     resnet = {"rounds": 1 if quick else 9, "steps": INTERVAL, "turn": 1}
-    times["resnet-20, SGD"] = step_times("resnet-20", (3, 32, 32), sgd, few, **resnet)
+    times = {
+        "lenet-300-100, SGD": step_times("lenet-300-100", (1, 28, 28), sgd, kinds, **lenet),
+        "lenet-300-100, AdamW": step_times("lenet-300-100", (1, 28, 28), adamw, kinds, **lenet),
+        "resnet-20, SGD": step_times("resnet-20", (3, 32, 32), sgd, ["shrinking", "holding", "gradient"], **resnet),
+    }
     used = memory(100_000 if quick else 10_000_000)
     sizes = [10**5, 10**6] if quick else [10**5, 10**6, 10**7, 10**8]
     result = {
