@@ -55,7 +55,7 @@ class Data:
         test: the data set's own test images.
         num_classes: number of classes.
         input_shape: shape of one example, (channels, height, width).
-        prepare: raw batch (B, *input_shape) to the float32 batch that the network sees.
+        prepare: raw batch ``(B, *input_shape)`` to the float32 batch that the network sees.
         augment: raw batch and an optional random generator to a raw batch of the same shape and dtype,
             each image changed at random; None where the task uses no augmentation.
     """

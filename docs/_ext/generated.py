@@ -1,0 +1,101 @@
+"""Pages' parts that are made from the code and from measured results, so that they cannot grow stale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+import typer
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from shrinkage.cli.app import app as command
+
+RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
+
+
+def overhead(result: dict[str, Any]) -> str:
+    """Step times over plain training, one table a setting."""
+    text = []
+    for setting, row in result["step_time"].items():
+        plain = row["plain_ms"]["median"]
+        rows = [
+            f"| {kind} | {ratio['median']:.3f} | {ratio['low']:.3f}–{ratio['high']:.3f} "
+            f"| {row['added_us'][kind]['median']:,.0f} |"
+            for kind, ratio in row["over_plain"].items()
+        ]
+        text += [f"**{setting}**: a plain step takes {plain:.2f} ms.", ""]
+        text += ["| method | over plain | quartiles | added µs |", "| --- | ---: | ---: | ---: |", *rows, ""]
+    return "\n".join(text)
+
+
+def memory(result: dict[str, Any]) -> str:
+    """Bytes a weight by method."""
+    rows = [f"| {kind} | {row['held']:.1f} | {row['peak']:.1f} |" for kind, row in result["memory"].items()]
+    return "\n".join(["| method | held | at most, inside a step |", "| --- | ---: | ---: |", *rows])
+
+
+def growth(result: dict[str, Any]) -> str:
+    """Time of one step of the method by the number of weights."""
+    rows = [
+        f"| {row['method']} | {row['weights']:,} | {row['ms']['median']:,.3g} | {row['over_floor']['median']:.1f} |"
+        for row in result["growth"]
+    ]
+    return "\n".join(["| method | weights | ms | over the floor |", "| --- | ---: | ---: | ---: |", *rows])
+
+
+def goals(result: dict[str, Any]) -> str:
+    """What was set beforehand and what was reached."""
+    rows = [
+        f"| {goal['what']} | {goal['goal']:g} | {goal['measured']:.3g} | {'met' if goal['met'] else 'missed'} |"
+        for goal in result["goals"]
+    ]
+    return "\n".join(["| | at most | measured | |", "| --- | ---: | ---: | --- |", *rows])
+
+
+def machine(result: dict[str, Any]) -> str:
+    """What it was measured on."""
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items()) + "."
+
+
+TABLES = {"overhead": overhead, "memory": memory, "growth": growth, "goals": goals, "machine": machine}
+
+
+class Measured(SphinxDirective):
+    """A table of a benchmark: the file's name and one of :data:`TABLES`."""
+
+    required_arguments = 2
+    option_spec: ClassVar[dict[str, Any]] = {}
+
+    def run(self) -> list[nodes.Node]:
+        """Read the committed results and lay them out."""
+        name, table = self.arguments
+        path = RESULTS / f"{name}.json"
+        self.env.note_dependency(str(path))
+        return self.parse_text_to_nodes(TABLES[table](json.loads(path.read_text(encoding="utf-8"))))
+
+
+class Help(SphinxDirective):
+    """What a subcommand prints with ``--help``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Ask the command itself."""
+        group = typer.main.get_command(command)
+        assert isinstance(group, click.Group) or hasattr(group, "commands")
+        name = self.arguments[0]
+        sub = group.commands[name]
+        with sub.context_class(sub, info_name=f"shrinkage {name}", terminal_width=88, max_content_width=88) as context:
+            text = sub.get_help(context)
+        return [nodes.literal_block(text, text, language="text")]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Offer the directives ``measured`` and ``command-help``."""
+    app.add_directive("measured", Measured)
+    app.add_directive("command-help", Help)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

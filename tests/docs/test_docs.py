@@ -1,0 +1,87 @@
+"""The documentation says what is there: names, code on its pages, examples, and what it is cited by."""
+
+import importlib
+import pkgutil
+import re
+import runpy
+import types
+from pathlib import Path
+
+import pytest
+
+import shrinkage
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
+REFERENCE = "\n".join(page.read_text() for page in PAGES if page.parent.name == "reference")
+DOCUMENTED = re.findall(r"auto(?:class|function|exception|data|module):: ([\w.]+)", REFERENCE)
+THINGS = [pkgutil.resolve_name(path) for path in DOCUMENTED]
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WITH_CODE = [page for page in [ROOT / "README.md", *PAGES] if BLOCK.search(page.read_text())]
+
+
+def public(module):
+    """The names a package offers: ``__all__``, or what it imports under the very same name."""
+    found = importlib.import_module(module)
+    if hasattr(found, "__all__"):
+        return [name for name in found.__all__ if not name.startswith("__")]
+    return re.findall(r"import (\w+) as \1\b", Path(found.__file__).read_text())
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize(
+    "module", ["shrinkage", "shrinkage.data", "shrinkage.models", "shrinkage.testing", "shrinkage.training"]
+)
+def test_every_public_name_is_in_the_reference(module):
+    names = public(module)
+    assert names
+    offered = importlib.import_module(module)
+    assert [name for name in names if not any(thing is getattr(offered, name) for thing in THINGS)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTED if callable(pkgutil.resolve_name(path))])
+def test_what_the_reference_lists_says_what_it_is(path):
+    found = pkgutil.resolve_name(path)
+    if isinstance(
+        found, type | types.FunctionType
+    ):  # an alias says it in a comment of its own, which only Sphinx reads
+        assert len(found.__doc__ or "") > 20
+
+
+def test_every_method_has_a_page():
+    for method in (shrinkage.HALO, shrinkage.Lasso, shrinkage.SWS, shrinkage.MCP, shrinkage.Bridge):
+        assert (ROOT / f"docs/methods/{method.__name__.lower()}.md").exists()
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_code_on_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = page.read_text()
+    names = {"__name__": "a_page"}
+    for match in BLOCK.finditer(text):
+        first = text.count("\n", 0, match.start(1))
+        # Empty lines in front make tracebacks name the page's own lines.
+        exec(compile("\n" * first + match[1], str(page), "exec"), names)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=name_of)
+def test_examples_run(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+    assert "%" in capsys.readouterr().out
+
+
+def test_the_versions_agree():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {shrinkage.__version__}\n" in citation
+    assert "2008.10183" in citation
+    assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text()
