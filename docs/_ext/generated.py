@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from shrinkage.cli.app import app as command
 
-RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -61,11 +62,33 @@ def machine(result: dict[str, Any]) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items()) + "."
 
 
-TABLES = {"overhead": overhead, "memory": memory, "growth": growth, "goals": goals, "machine": machine}
+def accuracy(result: dict[str, Any]) -> str:
+    """Test accuracy by sparsity, mean and standard error over seeds."""
+    rows = []
+    for sparsity in sorted({run["sparsity"] for run in result["runs"]}):
+        runs = [run for run in result["runs"] if run["sparsity"] == sparsity]
+        cells = []
+        for key in ("accuracy", "dense_accuracy"):
+            values = [run[key] for run in runs]
+            error = statistics.stdev(values) / len(values) ** 0.5
+            cells.append(f"{statistics.mean(values):.2f} ± {error:.2f} % ({', '.join(f'{v:.2f}' for v in values)})")
+        rows.append(f"| {sparsity:.0%} | {runs[0]['zeros']:,} of {runs[0]['weights']:,} | {' | '.join(cells)} |")
+    head = "| sparsity | exact zeros | test accuracy | of the same network dense |"
+    return "\n".join([head, "| ---: | ---: | ---: | ---: |", *rows])
+
+
+TABLES = {
+    "accuracy": accuracy,
+    "overhead": overhead,
+    "memory": memory,
+    "growth": growth,
+    "goals": goals,
+    "machine": machine,
+}
 
 
 class Measured(SphinxDirective):
-    """A table of a benchmark: the file's name and one of :data:`TABLES`."""
+    """A table of results: the file's name under ``results/`` and one of :data:`TABLES`."""
 
     required_arguments = 2
     option_spec: ClassVar[dict[str, Any]] = {}

@@ -1,9 +1,11 @@
 """The documentation says what is there: names, code on its pages, examples, and what it is cited by."""
 
 import importlib
+import json
 import pkgutil
 import re
 import runpy
+import statistics
 import types
 from pathlib import Path
 
@@ -85,3 +87,16 @@ def test_the_versions_agree():
     assert f"\nversion: {shrinkage.__version__}\n" in citation
     assert "2008.10183" in citation
     assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_figures_are_the_measured_ones():
+    text = (ROOT / "README.md").read_text()
+    runs = json.loads((ROOT / "results/mnist/lenet-300-100.json").read_text())["runs"]
+    for sparsity in (0.95, 0.98):
+        chosen = [run for run in runs if run["sparsity"] == sparsity]
+        assert [run["seed"] for run in chosen] == [0, 1, 2]
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| {100 * sparsity:.0f} % |")]
+        for key in ("accuracy", "dense_accuracy"):
+            values = [run[key] for run in chosen]
+            assert f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / 3**0.5:.2f} %" in row
+        assert f"{chosen[0]['zeros']:,} of {chosen[0]['weights']:,}" in row

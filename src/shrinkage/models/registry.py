@@ -22,7 +22,7 @@ from shrinkage.models.vit import vit_tiny
 
 
 class Factory(Protocol):
-    """Makes a network."""
+    """Makes a network for a task: any callable of this form will do."""
 
     def __call__(self, input_shape: tuple[int, ...], num_classes: int) -> nn.Module:
         """Make one for examples of ``input_shape`` (without the batch) with ``num_classes`` logits."""
