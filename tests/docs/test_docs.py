@@ -100,3 +100,5 @@ def test_the_readmes_figures_are_the_measured_ones():
             values = [run[key] for run in chosen]
             assert f"{statistics.mean(values):.2f} ± {statistics.stdev(values) / 3**0.5:.2f} %" in row
         assert f"{chosen[0]['zeros']:,} of {chosen[0]['weights']:,}" in row
+    for goal in json.loads((ROOT / "results/benchmarks/training_overhead.json").read_text())["goals"]:
+        assert f"| {goal['what']} | {goal['goal']:g} | {goal['measured']:.3g} |" in text
