@@ -15,7 +15,7 @@ from torch.optim import LBFGS, SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.granularity import wide
-from shrinkage.core.pieces import pieces
+from shrinkage.core.pieces import LONG, pieces
 from shrinkage.core.protocols import PerWeight, Prior
 from shrinkage.core.slots import Slot
 
@@ -53,7 +53,10 @@ class Scales:
             for i, shape in enumerate(shapes)
         ]
         if self.tensors:
-            self.optimizer = SGD(self.tensors, lr=self._lr, momentum=self._momentum, weight_decay=self._weight_decay)
+            fused = all(tensor.device.type in ("cpu", "cuda") for tensor in self.tensors)
+            self.optimizer = SGD(
+                self.tensors, lr=self._lr, momentum=self._momentum, weight_decay=self._weight_decay, fused=fused
+            )
 
     def by_name(self) -> dict[str, Tensor]:
         """The scales that belong to single units, by parameter name."""
@@ -92,6 +95,23 @@ class Scales:
             if state.get("momentum_buffer") is None:
                 state["momentum_buffer"] = torch.zeros_like(tensor, requires_grad=False)
         return [self.optimizer.state[tensor]["momentum_buffer"] for tensor in self.tensors]
+
+    def descend(self, lam: Tensor, gradient: Tensor, velocity: Tensor) -> None:
+        """What :meth:`step` does, by the same kernel, on a part of a λ tensor whose gradient is at hand."""
+        assert self.optimizer is not None
+        group = self.optimizer.param_groups[0]
+        torch._fused_sgd_(
+            [lam],
+            [gradient],
+            [velocity],
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """λ and its optimiser's state."""
@@ -164,12 +184,13 @@ class GradientSolver:
             self.scales.set_gradients(list(sizes.values()), self.scales.tensors)
 
     def _plain_case(self, own: Sequence[int]) -> bool:
-        """Whether all units are single weights with gradients, and their λ have momentum."""
+        """Whether all units are single weights with gradients, and their λ have momentum and a fused optimiser."""
         slots = [self._slots[i] for i in own]
         return (
             self.scales.optimizer is not None
             and self.scales.moving
             and self.scales.optimizer.param_groups[0]["momentum"] > 0
+            and self.scales.optimizer.param_groups[0]["fused"]
             and all(slot.single and slot.parameter.grad is not None for slot in slots)
         )
 
@@ -179,21 +200,19 @@ class GradientSolver:
         λ moves before the weights then, but neither step looks at what the other moves. Its gradient is
         not stored, which saves a tensor of the weights' size.
         """
-        assert self.scales.optimizer is not None
         assert isinstance(self.prior, PerWeight)
-        group, velocities = self.scales.optimizer.param_groups[0], self.scales.velocities
+        velocities = self.scales.velocities
         for i in own:
             slot, scale = self._slots[i], self.scales.tensors[i]
             weight, gradient = slot.parameter.detach(), slot.parameter.grad
             scale.grad = None if move else torch.empty_like(scale)
-            for w, g, lam, v, stored in pieces(weight, gradient, scale.detach(), velocities[i], scale.grad):
+            whole = (weight, gradient, scale.detach(), velocities[i], scale.grad)
+            for w, g, lam, v, stored in pieces(*whole, length=LONG):
                 slope = self.prior.add_gradients(wide(w), lam, g)
                 if stored is not None:
                     stored.copy_(slope)
-                    continue
-                if group["weight_decay"]:
-                    slope.add_(lam, alpha=group["weight_decay"])
-                lam.add_(v.mul_(group["momentum"]).add_(slope), alpha=-group["lr"])
+                else:
+                    self.scales.descend(lam, slope, v)
 
     def after_step(self, step: int, share: float) -> None:
         """Move λ, after the weights, on gradients taken before both."""

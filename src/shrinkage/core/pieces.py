@@ -17,9 +17,12 @@ from torch import Tensor
 PIECE = 1 << 16
 """Elements in a piece: 256 KiB of float32. Less, and starting operations costs more than doing them."""
 
+LONG = 1 << 18
+"""Elements in a piece where few operations, of little work each, meet many tensors at every step."""
 
-def pieces(*tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
-    """Cut tensors of one shape into aligned flat views of at most :data:`PIECE` elements; None stays None.
+
+def pieces(*tensors: Tensor | None, length: int = PIECE) -> Iterable[tuple[Any, ...]]:
+    """Cut tensors of one shape into aligned flat views of at most ``length`` elements; None stays None.
 
     Tensors on other devices than the CPU, where a kernel's start costs more than its traffic, and tensors
     that cannot be seen as flat stay whole.
@@ -29,9 +32,9 @@ def pieces(*tensors: Tensor | None) -> Iterable[tuple[Any, ...]]:
     """
     given = [tensor for tensor in tensors if tensor is not None]
     count = given[0].numel()
-    if given[0].device.type != "cpu" or count <= PIECE:
+    if given[0].device.type != "cpu" or count <= length:
         return [tensors]
     if not all(tensor.is_contiguous() and tensor.shape == given[0].shape for tensor in given):
         return [tensors]
-    none = [None] * -(-count // PIECE)
-    return zip(*(none if tensor is None else torch.split(tensor.view(-1), PIECE) for tensor in tensors), strict=True)
+    none = [None] * -(-count // length)
+    return zip(*(none if tensor is None else torch.split(tensor.view(-1), length) for tensor in tensors), strict=True)
