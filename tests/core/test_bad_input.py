@@ -145,6 +145,7 @@ def test_something_else_writes_to_pruned_weights():
         (lambda: HALO(MLP(), 0.8, 40, **RAMP), "taken with zeros=.*build the method with the same arguments"),
         (lambda: HALO(MLP(), 0.9, 50, **RAMP), "taken with steps=40, but here steps=50"),
         (lambda: HALO(MLP(), 0.9, 40, start=0.05, end=0.5), "taken with end=0.75, but here end=0.5"),
+        (lambda: HALO(MLP(), 0.9, 40, ramp="linear", **RAMP), "taken with ramp=cubic, but here ramp=linear"),
         (lambda: HALO(MLP(), 0.9, 40, xi=1e-3, **RAMP), "taken with solver=.*but here solver="),
         (lambda: HALO(MLP(), xi=1e-3), "taken with "),
         (lambda: Lasso(MLP(), 0.9, 40), "this is the state of HALO, not of Lasso"),

@@ -195,3 +195,15 @@ def test_a_weight_without_gradient_is_left_alone():
     model[0](torch.ones(3)).sum().backward()
     optimizer.step()
     assert torch.equal(model[1].weight, before)
+
+
+def test_a_state_in_memory_is_a_snapshot():
+    model = nn.Linear(3, 3)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    halo = HALO(model, xi=1.0, psi=1.0).attach(optimizer)
+    states = []
+    for _ in range(2):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        states.append(halo.state_dict()["solver"]["optimizer"]["state"][0]["momentum_buffer"])
+    assert not torch.equal(*states)

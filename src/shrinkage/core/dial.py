@@ -20,6 +20,28 @@ from shrinkage.core.selection import match_names
 from shrinkage.core.threshold import count_above, kth_smallest, smallest
 
 
+def target_share(sparsity: float | None, layers: Mapping[str, float], granularity: Granularity) -> float | None:
+    """The share of zeros that is asked for, by the user or by an N:M pattern; None where there is no target.
+
+    Raises:
+        InputError: if it lies outside (0, 1), is at odds with the pattern, or is missing where layers refine it.
+    """
+    if isinstance(granularity, NM):
+        if sparsity is not None and not math.isclose(sparsity, granularity.sparsity):
+            raise InputError(
+                f"{granularity.n}:{granularity.m} fixes the sparsity at {granularity.sparsity}; "
+                f"leave sparsity out, or ask for that (got {sparsity})"
+            )
+        return granularity.sparsity
+    if sparsity is None:
+        if layers:
+            raise InputError("layer_sparsity refines sparsity=, which was not given")
+        return None
+    if isinstance(sparsity, bool | str) or not 0.0 < sparsity < 1.0:
+        raise InputError(f"sparsity is the share of zeros, between 0 and 1 (0.95 for 95 %), got {sparsity!r}")
+    return sparsity
+
+
 @dataclass(frozen=True)
 class Pool:
     """Tensors that share one exact count of zeros.

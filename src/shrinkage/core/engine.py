@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from shrinkage.core import checkpoint
-from shrinkage.core.dial import Dial
+from shrinkage.core.dial import Dial, target_share
 from shrinkage.core.errors import InputError, StateError, TargetError
-from shrinkage.core.granularity import NM, Granularity, Weight
+from shrinkage.core.granularity import Granularity, Weight
 from shrinkage.core.hold import Held, Holder, bit_mask, clear
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
 from shrinkage.core.options import Options, check_options
@@ -94,23 +94,12 @@ class Sparsifier:
         self._final = False
 
     def _make_dial(self, sparsity: float | None, layers: Mapping[str, float], floor: float) -> Dial | None:
-        if isinstance(self._granularity, NM):
-            fixed = self._granularity.sparsity
-            if sparsity is not None and not math.isclose(sparsity, fixed):
-                raise InputError(
-                    f"{self._granularity.n}:{self._granularity.m} fixes the sparsity at {fixed}; "
-                    f"leave sparsity out, or ask for that (got {sparsity})"
-                )
-            sparsity = fixed
-        if sparsity is None:
-            if layers:
-                raise InputError("layer_sparsity refines sparsity=, which was not given")
+        share = target_share(sparsity, layers, self._granularity)
+        if share is None:
             return None
-        if isinstance(sparsity, bool | str) or not 0.0 < sparsity < 1.0:
-            raise InputError(f"sparsity is the share of zeros, between 0 and 1 (0.95 for 95 %), got {sparsity!r}")
         units = [math.prod(shape) for shape in self._shapes.values()]
         out_dims = [item.out_dim for item in self._selected]
-        return Dial(list(self._shapes), units, out_dims, self._granularity, sparsity, layers, floor)
+        return Dial(list(self._shapes), units, out_dims, self._granularity, share, layers, floor)
 
     # ---- the life -------------------------------------------------------------------------------
 
@@ -325,7 +314,8 @@ class Sparsifier:
         if self._dial is not None:
             config["zeros"] = [pool.zeros for pool in self._dial.pools]
         if self._ramp is not None:
-            config |= {"steps": self._ramp.steps, "start": self._ramp.start, "end": self._ramp.end}
+            shape = self._ramp.shape if isinstance(self._ramp.shape, str) else "a callable"
+            config |= {"steps": self._ramp.steps, "ramp": shape, "start": self._ramp.start, "end": self._ramp.end}
         return config
 
     def __getstate__(self) -> NoReturn:

@@ -6,6 +6,7 @@ costs a small part of the step where autograd doubles it. Nothing becomes exactl
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -117,7 +118,7 @@ class Scales:
         """λ and its optimiser's state."""
         state: dict[str, Any] = {"scales": [tensor.detach().clone() for tensor in self.tensors]}
         if self.optimizer is not None:
-            state["optimizer"] = self.optimizer.state_dict()
+            state["optimizer"] = copy.deepcopy(self.optimizer.state_dict())  # a snapshot, not a view
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
