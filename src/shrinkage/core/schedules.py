@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from shrinkage.core.errors import InputError
 
@@ -68,12 +69,12 @@ class Ramp:
         if not math.isclose(at_end, 1.0, abs_tol=1e-6):
             raise InputError(f"the ramp must reach 1 at its end, but its value at 1 is {at_end}")
 
-    @property
+    @cached_property
     def first_step(self) -> int:
         """The last step at which nothing is wanted yet."""
         return math.floor(round(self.start * self.steps, 6))  # 0.29 · 100 is 28.999…
 
-    @property
+    @cached_property
     def last_step(self) -> int:
         """The step after which the whole target is wanted and the pattern is fixed."""
         return math.ceil(round(self.end * self.steps, 6))
