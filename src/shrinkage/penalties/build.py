@@ -17,7 +17,7 @@ SolverName = Literal["proximal", "gradient", "loss"]
 STEERED = Options(start=0.1, end=0.8)
 
 # Optimiser steps between proximal steps; short trainings get a hundred of them at least.
-INTERVAL = 8
+INTERVAL = 12
 
 
 def steered(
