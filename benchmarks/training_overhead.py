@@ -146,10 +146,11 @@ def step_times(
         for kind, phase in phases.items():
             over[phase].append(seconds[kind] / seconds["plain"])
             added[phase].append(1e6 * (seconds[kind] - seconds["plain"]))
+    order = [name for name in (*PHASES, *kinds) if name in over]
     return {
         "plain_ms": Measured.of([1e3 * value for value in plain]),
-        "over_plain": {phase: Measured.of(values) for phase, values in over.items()},
-        "added_us": {phase: Measured.of(values) for phase, values in added.items()},
+        "over_plain": {name: Measured.of(over[name]) for name in dict.fromkeys(order)},
+        "added_us": {name: Measured.of(added[name]) for name in dict.fromkeys(order)},
     }
 
 

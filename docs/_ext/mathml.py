@@ -12,9 +12,15 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 
 
+def translate(tex: str, *, as_block: bool) -> str:
+    """MathML, with bars set close to what they enclose and not like an operator between two terms."""
+    mathml: str = tex2mathml(tex, as_block=as_block)
+    return mathml.replace('<mo stretchy="false">|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')
+
+
 def inline(writer: Any, node: nodes.math) -> None:
     """A formula in a line of text."""
-    writer.body.append(tex2mathml(node.astext(), as_block=False))
+    writer.body.append(translate(node.astext(), as_block=False))
     raise nodes.SkipNode
 
 
@@ -23,7 +29,7 @@ def block(writer: Any, node: nodes.math_block) -> None:
     tex = node.astext()
     if "\\\\" in tex and "\\begin" not in tex:
         tex = f"\\begin{{aligned}}{tex}\\end{{aligned}}"
-    writer.body.append(f'<div class="math-block">{tex2mathml(tex, as_block=True)}</div>\n')
+    writer.body.append(f'<div class="math-block">{translate(tex, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 

@@ -143,6 +143,7 @@ class GradientSolver:
         self.prior = prior
         self.scales = scales
         self._in_loss = in_loss
+        self._per_weight = prior if isinstance(prior, PerWeight) and prior.separable else None
         self._slots: list[Slot] = []
 
     def start(self, slots: list[Slot], dial: Dial | None) -> None:
@@ -164,10 +165,10 @@ class GradientSolver:
         own = [i for i, slot in enumerate(self._slots) if slot.optimizer is optimizer]
         if self._in_loss or not own:
             return
-        separable = isinstance(self.prior, PerWeight) and self.prior.separable
-        if separable and scale is None and self._plain_case(own):
-            self._in_few_passes(own, once)
+        if self._per_weight is not None and scale is None and self._plain_case(own):
+            self._in_few_passes(self._per_weight, own, once)
             return
+        separable = self._per_weight is not None
         scales = [tensor.detach() for tensor in self.scales.tensors]
         every = range(len(self._slots)) if clock and not separable else own
         sizes = {i: self._slots[i].sizes() for i in every}
@@ -195,13 +196,12 @@ class GradientSolver:
             and all(slot.single and slot.parameter.grad is not None for slot in slots)
         )
 
-    def _in_few_passes(self, own: Sequence[int], move: bool) -> None:
+    def _in_few_passes(self, prior: PerWeight, own: Sequence[int], move: bool) -> None:
         """Both gradients in one go over memory, and the step of λ with them if it is time to ``move``.
 
         λ moves before the weights then, but neither step looks at what the other moves. Its gradient is
         not stored, which saves a tensor of the weights' size.
         """
-        assert isinstance(self.prior, PerWeight)
         velocities = self.scales.velocities
         for i in own:
             slot, scale = self._slots[i], self.scales.tensors[i]
@@ -209,7 +209,7 @@ class GradientSolver:
             scale.grad = None if move else torch.empty_like(scale)
             whole = (weight, gradient, scale.detach(), velocities[i], scale.grad)
             for w, g, lam, v, stored in pieces(*whole, length=LONG):
-                slope = self.prior.add_gradients(wide(w), lam, g)
+                slope = prior.add_gradients(wide(w), lam, g)
                 if stored is not None:
                     stored.copy_(slope)
                 else:
