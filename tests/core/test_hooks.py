@@ -201,7 +201,9 @@ def test_a_new_optimiser_with_the_old_ones_state_is_no_copy():
     fit(model, optimizer, range(3))
     fresh = optim.AdamW(model.parameters(), lr=0.01)
     fresh.load_state_dict(saved(optimizer.state_dict()))
+    before = model[0].weight.detach().clone()
     fresh.step()
+    assert not torch.equal(model[0].weight, before)
 
 
 def test_the_method_itself_is_not_copied():

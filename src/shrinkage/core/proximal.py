@@ -17,33 +17,14 @@ from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.errors import StateError
-from shrinkage.core.gradient import Scales
 from shrinkage.core.pieces import pieces
-from shrinkage.core.protocols import AdaptivePull, Prior
+from shrinkage.core.protocols import AdaptivePull
+from shrinkage.core.scales import FixedStrength
 from shrinkage.core.slots import Slot, learning_rate_shares
 
 
-class FixedProximal:
-    """w ← prox(w) with step length lr after every step; λ follows its own gradient.
-
-    Args:
-        prior: the penalty, with its strengths.
-        scales: its λ.
-    """
-
-    def __init__(self, prior: Prior, scales: Scales) -> None:
-        self.prior = prior
-        self.scales = scales
-        self._slots: list[Slot] = []
-
-    def start(self, slots: list[Slot], dial: Dial | None) -> None:
-        """Take over the tensors."""
-        self._slots = slots
-        self.scales.start(slots)
-
-    def value(self) -> Tensor:
-        """The penalty, differentiable in weights and λ."""
-        return self.prior.value([slot.live_sizes() for slot in self._slots], self.scales.tensors)
+class FixedProximal(FixedStrength):
+    """w ← prox(w) with step length lr after every step; λ follows its own gradient."""
 
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """λ's gradient belongs to the weights before the step."""
@@ -63,32 +44,6 @@ class FixedProximal:
             left = self.prior.prox(i, size, scales, length)
             slot.scale(left / size, lambda factor: factor.nan_to_num_(0.0))  # 0/0 where there was nothing
         self.scales.step()
-
-    def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
-        """The user's loss, as it is."""
-        return loss
-
-    @property
-    def strength(self) -> float:
-        """ξ, which is fixed."""
-        return self.prior.xi
-
-    @property
-    def lam_optimizer(self) -> SGD | None:
-        """Plain SGD on λ."""
-        return self.scales.optimizer
-
-    def lam(self) -> dict[str, Tensor]:
-        """λ per unit, by parameter name."""
-        return self.scales.by_name()
-
-    def state_dict(self) -> dict[str, Any]:
-        """λ and its optimiser."""
-        return self.scales.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self.scales.load_state_dict(state)
 
 
 class SteeredProximal:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from shrinkage.core.engine import Sparsifier
 from shrinkage.core.errors import InputError
-from shrinkage.core.gradient import Scales
 from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
+from shrinkage.core.scales import Scales
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from shrinkage.core.errors import InputError
-from shrinkage.core.gradient import GradientSolver, Scales
+from shrinkage.core.gradient import GradientSolver
 from shrinkage.core.granularity import NM
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.protocols import AdaptivePull, Prior, Solver
 from shrinkage.core.proximal import FixedProximal, SteeredProximal
+from shrinkage.core.scales import Scales
 
 SolverName = Literal["proximal", "gradient", "loss"]
 
