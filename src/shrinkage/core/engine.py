@@ -7,7 +7,6 @@ In between it passes through the phases ``"shrinking"`` (a solver acts on the we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NoReturn, Self, Unpack
 
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from shrinkage.core import checkpoint
-from shrinkage.core.dial import Dial, target_share
 from shrinkage.core.errors import InputError, StateError, TargetError
-from shrinkage.core.granularity import Granularity, Weight
 from shrinkage.core.hold import Held, Holder, bit_mask, clear
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
 from shrinkage.core.options import Options, check_options
+from shrinkage.core.plan import Plan
 from shrinkage.core.protocols import Solver
-from shrinkage.core.result import Layer, Sparsified
+from shrinkage.core.result import Sparsified
 from shrinkage.core.schedules import Ramp
-from shrinkage.core.selection import resolve, select
+from shrinkage.core.selection import resolve
 from shrinkage.core.slots import Slot
 
 
@@ -44,6 +42,8 @@ class Sparsifier:
         exclude: which of those to leave out.
         biases: also the biases of layers taken by type.
         granularity: ``Weight()``, ``Row()``, ``Block(r, c)`` or ``NM(n, m)``; sparsity counts its units.
+        distribution: ``"global"`` (tensors compete for one count), ``"uniform"`` (the same share in each) or ``"erk"``
+            (narrow tensors stay denser; see :mod:`shrinkage.core.distribution`).
         layer_sparsity: shares in [0, 1) by name pattern, for tensors that get a target of their own.
         floor: every tensor keeps at least this share of the asked density (default 0.05), and at least
             one unit; 0 switches the protection off.
@@ -67,19 +67,9 @@ class Sparsifier:
     ) -> None:
         check_options(type(self), options)
         self._model = model
-        self._selected = select(
-            model, options.get("include"), options.get("exclude"), biases=options.get("biases", False)
-        )
-        self._granularity: Granularity = options.get("granularity", Weight())
-        weights = resolve(model, [item.name for item in self._selected])
-        for item in self._selected:
-            self._granularity.check(item.name, weights[item.name].shape, item.out_dim)
-        self._shapes = {
-            item.name: self._granularity.shape(weights[item.name].shape, item.out_dim) for item in self._selected
-        }
+        self._plan = Plan(model, sparsity, options)
         self._solver = solver
         self._zero_below = zero_below
-        self._dial = self._make_dial(sparsity, options.get("layer_sparsity", {}), options.get("floor", 0.05))
         self._ramp: Ramp | None = None
         if steps is not None:
             start, end = options.get("start", 0.0), options.get("end", 1.0)
@@ -92,14 +82,6 @@ class Sparsifier:
         self._pending: dict[str, Any] | None = None
         self._step = 0
         self._final = False
-
-    def _make_dial(self, sparsity: float | None, layers: Mapping[str, float], floor: float) -> Dial | None:
-        share = target_share(sparsity, layers, self._granularity)
-        if share is None:
-            return None
-        units = [math.prod(shape) for shape in self._shapes.values()]
-        out_dims = [item.out_dim for item in self._selected]
-        return Dial(list(self._shapes), units, out_dims, self._granularity, share, layers, floor)
 
     # ---- the life -------------------------------------------------------------------------------
 
@@ -125,7 +107,7 @@ class Sparsifier:
         for slot in self._slots:
             load[slot.optimizer] += slot.units
         self._clock = max(load, key=lambda optimizer: load[optimizer])
-        self._solver.start(self._slots, self._dial)
+        self._solver.start(self._slots, self._plan.dial)
         self._hooks = OptimizerHooks(self, self._name, inner)
         if self._pending is not None:
             pending, self._pending = self._pending, None
@@ -134,7 +116,7 @@ class Sparsifier:
 
     def _make_slots(self, optimizers: list[Optimizer]) -> list[Slot]:
         owner = owners(optimizers)
-        weights = resolve(self._model, list(self._shapes))
+        weights = self._plan.weights(self._model)
         missing = [name for name, weight in weights.items() if id(weight) not in owner]
         if missing:
             raise InputError(
@@ -143,8 +125,8 @@ class Sparsifier:
                 "parameters (after moving or wrapping it), or leave those weights out with exclude="
             )
         return [
-            Slot(item.name, weight, item.out_dim, self._granularity, *owner[id(weight)])
-            for item, weight in zip(self._selected, weights.values(), strict=True)
+            Slot(item.name, weight, item.out_dim, self._plan.granularity, *owner[id(weight)])
+            for item, weight in zip(self._plan.selected, weights.values(), strict=True)
         ]
 
     def penalty(self) -> Tensor:
@@ -165,7 +147,7 @@ class Sparsifier:
         self._need_attached("finalize()")
         self._check_weights()
         if self._holder is None:
-            if self._ramp is not None and self._dial is not None:
+            if self._ramp is not None and self._plan.dial is not None:
                 raise TargetError(
                     f"finalize() after {self._step} of {self._ramp.steps} steps, but the pattern is only fixed "
                     f"after step {self._ramp.last_step}: train on, or build {self._name} with steps= set to "
@@ -174,9 +156,7 @@ class Sparsifier:
             self._fix()
         assert self._holder is not None
         self._holder.clear_all()
-        result = self._result()
-        if self._dial is not None:
-            self._dial.check(result.zeros)
+        result = self._plan.result(self._name, self._model)
         self._final = True
         return result
 
@@ -217,15 +197,15 @@ class Sparsifier:
     @property
     def wanted(self) -> float:
         """The share of zeros that the ramp asks for now; 0 without a target."""
-        if self._dial is None:
+        if self._plan.dial is None:
             return 0.0
         share = self._ramp(self._step) if self._ramp is not None else float(self._holder is not None)
-        return share * self._dial.zeros / self._dial.units
+        return share * self._plan.dial.zeros / self._plan.dial.units
 
     @property
     def units(self) -> int:
         """How many units are selected."""
-        return sum(math.prod(shape) for shape in self._shapes.values())
+        return self._plan.units
 
     @property
     def zeros(self) -> int:
@@ -239,14 +219,7 @@ class Sparsifier:
 
     def measure(self) -> dict[str, tuple[int, int]]:
         """Zero units and all units of every selected tensor, by name."""
-        weights = resolve(self._model, list(self._shapes))
-        return {
-            item.name: (
-                int((self._granularity.sizes(weights[item.name].detach(), item.out_dim) == 0).sum()),
-                math.prod(self._shapes[item.name]),
-            )
-            for item in self._selected
-        }
+        return self._plan.measure(self._model)
 
     def lam(self) -> dict[str, Tensor]:
         """The adaptive scale λ of every unit, by parameter name; empty for penalties without one."""
@@ -268,9 +241,9 @@ class Sparsifier:
         return {name: held.mask != 0 for name, held in self._held.items()}
 
     def __repr__(self) -> str:
-        target = f"{self._dial.zeros / self._dial.units:.2%} of " if self._dial is not None else ""
+        target = f"{self._plan.dial.zeros / self._plan.dial.units:.2%} of " if self._plan.dial is not None else ""
         return (
-            f"{self._name}({target}{self.units:,} units in {len(self._selected)} tensors, "
+            f"{self._name}({target}{self.units:,} units in {len(self._plan.selected)} tensors, "
             f"step {self._step}, {self.phase})"
         )
 
@@ -281,7 +254,7 @@ class Sparsifier:
         if self._hooks is None and self._pending is not None:
             return self._pending
         return {
-            **checkpoint.header(self._name, self._config(), self._shapes),
+            **checkpoint.header(self._name, self._config(), self._plan.shapes),
             "step": self._step,
             "final": self._final,
             "kept": checkpoint.pack_masks(self._held),
@@ -294,7 +267,7 @@ class Sparsifier:
         Raises:
             InputError: if it belongs to another model, method or target.
         """
-        checkpoint.check(state, self._name, self._config(), self._shapes)
+        checkpoint.check(state, self._name, self._config(), self._plan.shapes)
         if self._hooks is None:
             self._pending = state
             self._step, self._final = state["step"], state["final"]
@@ -310,9 +283,7 @@ class Sparsifier:
             self._hold(checkpoint.unpack_masks(state["kept"], {slot.name: slot.parameter for slot in self._slots}))
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"solver": type(self._solver).__name__, "granularity": repr(self._granularity)}
-        if self._dial is not None:
-            config["zeros"] = [pool.zeros for pool in self._dial.pools]
+        config: dict[str, Any] = {"solver": type(self._solver).__name__, **self._plan.config()}
         if self._ramp is not None:
             shape = self._ramp.shape if isinstance(self._ramp.shape, str) else "a callable"
             config |= {"steps": self._ramp.steps, "ramp": shape, "start": self._ramp.start, "end": self._ramp.end}
@@ -339,10 +310,12 @@ class Sparsifier:
             self._step += 1
         if self._holder is not None:
             self._holder.after_step(optimizer)
-        elif optimizer is self._clock:
+            return
+        self._solver.stepped(optimizer)
+        if optimizer is self._clock:
             share = self._ramp(self._step) if self._ramp is not None else 0.0
             self._solver.after_step(self._step, share)
-            if self._ramp is not None and self._dial is not None and self._step >= self._ramp.last_step:
+            if self._ramp is not None and self._plan.dial is not None and self._step >= self._ramp.last_step:
                 self._fix()
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
@@ -363,11 +336,10 @@ class Sparsifier:
     def _fix(self) -> None:
         """Choose the units that stay; from here on only they train."""
         self._check_weights()
-        sizes = [slot.sizes() for slot in self._slots]
-        if self._dial is None:
-            kept = [size > self._zero_below for size in sizes]
+        if self._plan.dial is None:
+            kept = [slot.sizes() > self._zero_below for slot in self._slots]
         else:
-            kept = self._dial.pattern(sizes, [slot.activity() for slot in self._slots])
+            kept = self._plan.dial.pattern(*self._solver.ranking())
         self._hold(
             {
                 slot.name: slot.spread(units).expand_as(slot.parameter)
@@ -384,10 +356,6 @@ class Sparsifier:
             self._held[slot.name] = held
             by_optimizer.setdefault(slot.optimizer, []).append(held)
         self._holder = Holder(by_optimizer)
-
-    def _result(self) -> Sparsified:
-        layers = [Layer(name, zeros, units) for name, (zeros, units) in self.measure().items()]
-        return Sparsified(self._name, tuple(layers), self._dial.zeros if self._dial is not None else None)
 
     def _check_weights(self) -> None:
         for slot in self._slots:

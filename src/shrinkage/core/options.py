@@ -20,6 +20,7 @@ class Options(TypedDict, total=False):
     exclude: Rules | None
     biases: bool
     granularity: Granularity
+    distribution: str
     layer_sparsity: Mapping[str, float]
     floor: float
     ramp: str | Shape

@@ -115,12 +115,23 @@ class Solver(Protocol):
         """
         ...
 
+    def stepped(self, optimizer: Optimizer) -> None:
+        """One of the optimisers has taken its step."""
+        ...
+
     def after_step(self, step: int, share: float) -> None:
         """The clock's ``step``-th step was taken and ``share`` of the target is wanted."""
         ...
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """What a wrapped closure returns in place of the user's ``loss``."""
+        ...
+
+    def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What decides, per unit, which ones stay when the pattern is fixed: scores, and second keys between equals.
+
+        Asked for right after the last ``after_step``; both ≥ 0, the second finite.
+        """
         ...
 
     @property

@@ -20,7 +20,7 @@ from shrinkage.core.errors import StateError
 from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.scales import FixedStrength
-from shrinkage.core.slots import Slot, learning_rate_shares
+from shrinkage.core.slots import Slot, by_size, learning_rate_shares
 
 
 class FixedProximal(FixedStrength):
@@ -125,6 +125,13 @@ class SteeredProximal:
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
             self._flats, self._ratios = [], []
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Nothing to do before the clock's step."""
+
+    def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
+        """By size."""
+        return by_size(self._slots)
 
     @property
     def strength(self) -> float:

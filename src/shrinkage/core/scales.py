@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.protocols import Prior
-from shrinkage.core.slots import Slot
+from shrinkage.core.slots import Slot, by_size
 
 
 class Scales:
@@ -149,6 +149,13 @@ class FixedStrength:
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """The user's loss, as it is."""
         return loss
+
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Nothing to do before the clock's step."""
+
+    def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
+        """By size."""
+        return by_size(self._slots)
 
     @property
     def strength(self) -> float:

@@ -121,6 +121,11 @@ class Slot:
         return share.to(self.parameter.device) if isinstance(share, Tensor) else share
 
 
+def by_size(slots: list[Slot]) -> tuple[list[Tensor], list[Tensor]]:
+    """Rank units by their sizes; between equals, by how strongly the training still pulls at them."""
+    return [slot.sizes() for slot in slots], [slot.activity() for slot in slots]
+
+
 def learning_rate_shares(slots: list[Slot]) -> list[float]:
     """Each slot's learning rate over the largest, at least 0.001; all 1 when the groups agree or have none.
 

@@ -1,0 +1,75 @@
+"""How one target is spread over the layers.
+
+``"global"`` lets all layers compete for the same count, so that some keep more than others. ``"uniform"`` and
+``"erk"`` fix each layer's share beforehand, from the shapes alone:
+
+- uniform: the same sparsity everywhere;
+- ERK (Erdős–Rényi with kernels; Mocanu et al. 2018, Evci et al. 2020): a layer's density is proportional to the sum
+  of its dimensions over their product, so that narrow layers stay denser. A layer whose share would exceed 1 stays
+  dense and the others make up for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from shrinkage.core.errors import InputError
+
+DISTRIBUTIONS = ("global", "uniform", "erk")
+
+
+def spread(distribution: str, shapes: Mapping[str, Sequence[int]], sparsity: float) -> dict[str, float]:
+    """Sparsity by tensor name, such that the zeros of all tensors together are ``round(sparsity · n)``.
+
+    Args:
+        distribution: one of :data:`DISTRIBUTIONS`.
+        shapes: of the per-unit tensors, by name; N units in all.
+        sparsity: share of zeros over all of them, in (0, 1).
+
+    Returns:
+        A share in [0, 1) for every tensor, whole numbers of units; empty for ``"global"``, which fixes none.
+
+    Raises:
+        InputError: for an unknown distribution.
+
+    >>> shares = spread("erk", {"wide": (1000, 1000), "narrow": (10, 100)}, 0.9)
+    >>> round(shares["wide"], 3), round(shares["narrow"], 3)
+    (0.901, 0.0)
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise InputError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    if distribution == "global":
+        return {}
+    units = {name: math.prod(shape) for name, shape in shapes.items()}
+    wanted = sum(units.values()) - round(sparsity * sum(units.values()))
+    raw = {name: 1.0 if distribution == "uniform" else sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+    kept = _whole(_water_fill(raw, units, wanted), units, wanted)
+    return {name: (units[name] - kept[name]) / units[name] for name in shapes}
+
+
+def _water_fill(raw: Mapping[str, float], units: Mapping[str, int], wanted: int) -> dict[str, float]:
+    """Units to keep in each tensor: density proportional to ``raw`` and at most 1, ``wanted`` in all."""
+    dense: set[str] = set()
+    while True:
+        left = wanted - sum(units[name] for name in dense)
+        weight = sum(raw[name] * units[name] for name in raw if name not in dense)
+        factor = left / weight if weight else 0.0
+        over = {name for name in raw if name not in dense and factor * raw[name] > 1}
+        if not over:
+            return {name: units[name] * (1.0 if name in dense else factor * raw[name]) for name in raw}
+        dense |= over
+
+
+def _whole(kept: Mapping[str, float], units: Mapping[str, int], wanted: int) -> dict[str, int]:
+    """Whole numbers that add up to ``wanted``, by largest remainders; every tensor keeps one unit if it can."""
+    whole = {name: max(min(math.floor(value + 1e-9), units[name]), 1) for name, value in kept.items()}
+    names = sorted(kept, key=lambda name: (whole[name] - kept[name], name))
+    while (missing := wanted - sum(whole.values())) != 0:
+        step = 1 if missing > 0 else -1
+        able = [name for name in names[::step] if 0 < whole[name] + step <= units[name]]
+        if not able:
+            break  # fewer units than tensors: the target itself is refused later, where the floor is checked
+        for name in able[: abs(missing)]:
+            whole[name] += step
+    return whole
