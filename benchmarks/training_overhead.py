@@ -39,7 +39,7 @@ from shrinkage.models import MODELS
 BATCH = 128
 SPARSITY = 0.95
 STRENGTHS = {"xi": 1e-6, "psi": 1e-6}
-INTERVAL = shrinkage.penalties.build.INTERVAL  # optimiser steps that hold exactly one proximal step
+INTERVAL = shrinkage.core.schedules.INTERVAL  # optimiser steps that hold exactly one proximal step
 PHASES = ("shrinking, early", "shrinking, middle", "shrinking, late", "holding")
 
 

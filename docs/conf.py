@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from shrinkage import __version__
-from shrinkage.penalties.build import INTERVAL, STEERED
+from shrinkage.core.options import STEERED
+from shrinkage.core.schedules import INTERVAL
 from shrinkage.penalties.halo import HALOPull
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))

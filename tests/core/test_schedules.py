@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkage import InputError
-from shrinkage.core.schedules import RAMPS, Ramp
+from shrinkage.core.schedules import INTERVAL, RAMPS, Ramp, full, interval
 
 
 @settings(deadline=None)
@@ -52,3 +52,20 @@ def test_a_callable_that_leaves_the_range_is_refused_when_it_does():
     ramp = Ramp(lambda x: 1 - 8 * x * (1 - x), 0.0, 1.0, 10)
     with pytest.raises(InputError, match=r"gave -1\.0 at step 5"):
         ramp(5)
+
+
+def test_a_ramp_may_want_everything_from_its_first_step():
+    ramp = Ramp(full, 0.0, 0.75, 40)
+    assert {ramp(step) for step in range(41)} == {1.0}
+    late = Ramp(full, 0.5, 1.0, 40)
+    assert [late(step) for step in (19, 20)] == [0, 1]
+    assert Ramp(lambda x: (1 + x) / 2, 0.25, 0.75, 40)(10) == 0.5
+
+
+def test_short_trainings_change_their_zeros_a_hundred_times():
+    assert [interval(steps) for steps in (1, 199, 200, 1199, 1200, 10**6)] == [1, 1, 2, 11, INTERVAL, INTERVAL]
+    assert interval(10**6, most=100) == 100
+    assert interval(50, asked=7) == 7
+    for wrong in (0, -1, 1.5, True, "3"):
+        with pytest.raises(InputError, match=f"interval must be a positive whole number .* got {wrong!r}"):
+            interval(1000, asked=wrong)

@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from shrinkage.cli import reproduce
 from shrinkage.cli.console import echo, reported, say
+from shrinkage.cli.options import Debug
 
 app = typer.Typer(
     add_completion=False,
@@ -20,9 +22,7 @@ app = typer.Typer(
     help="Train neural networks that end up small, and prove it.",
 )
 
-Debug = Annotated[
-    bool, typer.Option("--debug", envvar="SHRINKAGE_DEBUG", help="Show where in the program an error arose.")
-]
+app.add_typer(reproduce.app, name="reproduce")
 
 
 def _version(wanted: bool) -> None:
@@ -51,7 +51,12 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="A name such as lenet-300-100, or package.module:factory. [by data set]")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="halo, lasso, sws, mcp, bridge or dense. [default: halo]")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="halo, lasso, sws, mcp, bridge, gradual, set, rigl, str, soft-topk, movement or dense. [default: halo]"
+        ),
+    ] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of zeros to reach, exactly. [default: 0.95]")] = None,
     granularity: Annotated[
         str | None, typer.Option(help="What is removed as one: weight, row, block:4x4, 2:4. [default: weight]")

@@ -164,12 +164,13 @@ class Dial:
         left = torch.stack([count_above(ratios[i], limit.to(ratios[i].device)).to(limit.device) for i, _, _ in guarded])
         return [(i, n - kept) for (i, n, kept), count in zip(guarded, left.tolist(), strict=True) if count < kept]
 
-    def pattern(self, scores: Sequence[Tensor], seconds: Sequence[Tensor]) -> list[Tensor]:
+    def pattern(self, scores: Sequence[Tensor], seconds: Sequence[Tensor], share: float = 1.0) -> list[Tensor]:
         """Which units stay (``True``): exactly the wanted number in each pool, the largest scores.
 
         Args:
             scores: ≥ 0, one tensor a parameter.
             seconds: decide between equal scores; ≥ 0, finite.
+            share: share of the target, in [0, 1].
         """
         kept: dict[int, Tensor] = {}
         widest = max((tensor.dtype for tensor in [*scores, *seconds]), key=lambda dtype: dtype.itemsize)
@@ -184,9 +185,8 @@ class Dial:
                     (removable,) = smallest([key], n - safe, [seconds[i]])
                     key = torch.where(removable, key, torch.inf)
                 keys.append(key)
-            for i, gone in zip(
-                pool.members, smallest(keys, pool.zeros, [seconds[i] for i in pool.members]), strict=True
-            ):
+            wanted = math.floor(share * pool.zeros + 1e-9)
+            for i, gone in zip(pool.members, smallest(keys, wanted, [seconds[i] for i in pool.members]), strict=True):
                 kept[i] = ~gone
         return [kept[i] for i in range(len(scores))]
 

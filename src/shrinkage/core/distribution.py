@@ -31,7 +31,7 @@ def spread(distribution: str, shapes: Mapping[str, Sequence[int]], sparsity: flo
         A share in [0, 1) for every tensor, whole numbers of units; empty for ``"global"``, which fixes none.
 
     Raises:
-        InputError: for an unknown distribution.
+        InputError: for an unknown distribution, or fewer units to keep than tensors.
 
     >>> shares = spread("erk", {"wide": (1000, 1000), "narrow": (10, 100)}, 0.9)
     >>> round(shares["wide"], 3), round(shares["narrow"], 3)
@@ -42,7 +42,13 @@ def spread(distribution: str, shapes: Mapping[str, Sequence[int]], sparsity: flo
     if distribution == "global":
         return {}
     units = {name: math.prod(shape) for name, shape in shapes.items()}
-    wanted = sum(units.values()) - round(sparsity * sum(units.values()))
+    total = sum(units.values())
+    wanted = total - round(sparsity * total)
+    if wanted < len(units):
+        raise InputError(
+            f"distribution={distribution!r} keeps at least one unit in each of {len(units)} tensors, more than the "
+            f"{wanted} that sparsity {sparsity} of {total} units leaves; ask for less, or leave some out with exclude="
+        )
     raw = {name: 1.0 if distribution == "uniform" else sum(shape) / math.prod(shape) for name, shape in shapes.items()}
     kept = _whole(_water_fill(raw, units, wanted), units, wanted)
     return {name: (units[name] - kept[name]) / units[name] for name in shapes}
@@ -62,14 +68,12 @@ def _water_fill(raw: Mapping[str, float], units: Mapping[str, int], wanted: int)
 
 
 def _whole(kept: Mapping[str, float], units: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """Whole numbers that add up to ``wanted``, by largest remainders; every tensor keeps one unit if it can."""
+    """Whole numbers that add up to ``wanted``, by largest remainders; every tensor keeps one unit at least."""
     whole = {name: max(min(math.floor(value + 1e-9), units[name]), 1) for name, value in kept.items()}
     names = sorted(kept, key=lambda name: (whole[name] - kept[name], name))
     while (missing := wanted - sum(whole.values())) != 0:
         step = 1 if missing > 0 else -1
         able = [name for name in names[::step] if 0 < whole[name] + step <= units[name]]
-        if not able:
-            break  # fewer units than tensors: the target itself is refused later, where the floor is checked
         for name in able[: abs(missing)]:
             whole[name] += step
     return whole

@@ -88,6 +88,8 @@ class Sparsifier:
     def attach(self, *optimizers: Any) -> Self:
         """Begin: from now on every ``optimizer.step()`` carries the method.
 
+        A method that is sparse all along makes the weights so now, unless a state was loaded before.
+
         Args:
             optimizers: all optimisers that update selected weights; Lightning's and accelerate's
                 wrappers are looked through. With several, a step of the method is a step of the
@@ -109,8 +111,10 @@ class Sparsifier:
         self._clock = max(load, key=lambda optimizer: load[optimizer])
         self._solver.start(self._slots, self._plan.dial)
         self._hooks = OptimizerHooks(self, self._name, inner)
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
+        pending, self._pending = self._pending, None
+        if pending is None or not pending["solver"]:
+            self._solver.begin()
+        if pending is not None:
             self._restore(pending)
         return self
 
@@ -329,6 +333,8 @@ class Sparsifier:
         """Not for users: the optimiser's state was replaced."""
         if self._holder is not None:
             self._holder.state_loaded(optimizer)
+        else:
+            self._solver.state_loaded(optimizer)
 
     # ---- fixing the pattern ---------------------------------------------------------------------
 

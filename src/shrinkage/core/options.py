@@ -28,6 +28,10 @@ class Options(TypedDict, total=False):
     end: float
 
 
+# The ramp of methods that lead to a target: the last fifth of the training belongs to the survivors.
+STEERED = Options(start=0.1, end=0.8)
+
+
 def check_options(method: type, options: Mapping[str, object]) -> None:
     """Refuse keywords that nobody would look at.
 

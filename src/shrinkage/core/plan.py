@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shrinkage.core.dial import Dial, target_share
 from shrinkage.core.distribution import spread
-from shrinkage.core.granularity import Granularity, Weight
+from shrinkage.core.errors import InputError
+from shrinkage.core.granularity import NM, Granularity, Weight
 from shrinkage.core.options import Options
 from shrinkage.core.result import Layer, Sparsified
 from shrinkage.core.selection import Selected, match_names, resolve, select
@@ -51,7 +52,14 @@ class Plan:
             return None
         own = match_names(layers, self.shapes)
         shared = {name: shape for name, shape in self.shapes.items() if name not in own}
-        layers |= spread(options.get("distribution", "global"), shared, share)
+        distribution = options.get("distribution", "global")
+        if isinstance(self.granularity, NM):
+            if distribution != "global":
+                raise InputError(
+                    f"{self.granularity} fixes every tensor's share: leave distribution={distribution!r} out"
+                )
+        else:
+            layers |= spread(distribution, shared, share)
         units = [math.prod(shape) for shape in self.shapes.values()]
         out_dims = [item.out_dim for item in self.selected]
         return Dial(list(self.shapes), units, out_dims, self.granularity, share, layers, options.get("floor", 0.05))

@@ -101,7 +101,14 @@ class Solver(Protocol):
     """What acts on the weights while they are shrinking, at every optimiser step."""
 
     def start(self, slots: list[Slot], dial: Dial | None) -> None:
-        """Take over the tensors."""
+        """Take over the tensors, and leave them as they are."""
+        ...
+
+    def begin(self) -> None:
+        """Make of the weights what they must be from the start; called where no saved state is at hand.
+
+        One may still be loaded later, over weights that belong to it: those must come through unharmed.
+        """
         ...
 
     def value(self) -> Tensor:
@@ -125,6 +132,10 @@ class Solver(Protocol):
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """What a wrapped closure returns in place of the user's ``loss``."""
+        ...
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """The optimiser's state was replaced by ``load_state_dict``."""
         ...
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:

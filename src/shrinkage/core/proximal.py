@@ -79,6 +79,9 @@ class SteeredProximal:
         if self._pull.remembers:
             self._memory = [size.clone() for size in sizes]
 
+    def begin(self) -> None:
+        """Weights begin as they are."""
+
     def value(self) -> Tensor:
         """The steered penalty as it acts now, differentiable in the weights."""
         shares, typical = learning_rate_shares(self._slots), self._typical_moment()
@@ -128,6 +131,9 @@ class SteeredProximal:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Nothing to do before the clock's step."""
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """Nothing here depends on it."""
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By size."""

@@ -142,6 +142,9 @@ class FixedStrength:
         self._slots = slots
         self.scales.start(slots)
 
+    def begin(self) -> None:
+        """Weights begin as they are."""
+
     def value(self) -> Tensor:
         """The penalty, differentiable in weights and λ."""
         return self.prior.value([slot.live_sizes() for slot in self._slots], self.scales.tensors)
@@ -152,6 +155,9 @@ class FixedStrength:
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Nothing to do before the clock's step."""
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """Nothing here depends on it."""
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By size."""

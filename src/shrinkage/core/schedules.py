@@ -11,6 +11,9 @@ from shrinkage.core.errors import InputError
 
 Shape = Callable[[float], float]
 
+# Optimiser steps from one change of the zeros to the next, where nothing else is asked for.
+INTERVAL = 12
+
 
 def cubic(x: float) -> float:
     """Fast at first, slow at the end: 1 − (1 − x)³, the ramp of gradual pruning (Zhu & Gupta, 2017)."""
@@ -25,6 +28,11 @@ def linear(x: float) -> float:
 def one_shot(x: float) -> float:
     """Nothing before the end, everything at the end."""
     return 1.0 if x >= 1.0 else 0.0
+
+
+def full(x: float) -> float:
+    """Everything from the start: for methods that are sparse all along, and not in :data:`RAMPS`."""
+    return 1.0
 
 
 RAMPS: dict[str, Shape] = {"cubic": cubic, "linear": linear, "one-shot": one_shot}
@@ -71,7 +79,7 @@ class Ramp:
 
     @cached_property
     def first_step(self) -> int:
-        """The last step at which nothing is wanted yet."""
+        """The step at which the ramp begins; nothing is wanted before."""
         return math.floor(round(self.start * self.steps, 6))  # 0.29 · 100 is 28.999…
 
     @cached_property
@@ -83,7 +91,7 @@ class Ramp:
         """Share of the target wanted after ``step`` optimiser steps, in [0, 1]."""
         if step >= self.last_step:
             return 1.0
-        if step <= self.first_step:
+        if step < self.first_step:
             return 0.0
         value = self._curve((step - self.first_step) / (self.last_step - self.first_step))
         if not 0.0 <= value <= 1.0:
@@ -93,3 +101,24 @@ class Ramp:
     def _curve(self, x: float) -> float:
         shape = RAMPS[self.shape] if isinstance(self.shape, str) else self.shape
         return float(shape(x))
+
+
+def interval(steps: object, most: int = INTERVAL, asked: int | None = None) -> int:
+    """Optimiser steps from one change of the zeros to the next.
+
+    Args:
+        steps: length of the training; short ones get a hundred changes at least.
+        most: for long trainings.
+        asked: what the user wants instead.
+
+    Raises:
+        InputError: if what is asked for is not a positive whole number.
+
+    >>> interval(100_000), interval(500), interval(20)
+    (12, 5, 1)
+    """
+    if asked is None:
+        return max(1, min(most, steps // 100)) if isinstance(steps, int) else 1
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"interval must be a positive whole number of optimiser steps, got {asked!r}")
+    return asked

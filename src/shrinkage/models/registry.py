@@ -18,7 +18,7 @@ from shrinkage.core.errors import InputError
 from shrinkage.models.lenet import lenet_5, lenet_300_100
 from shrinkage.models.resnet import resnet
 from shrinkage.models.vgg import vgg_16
-from shrinkage.models.vit import vit_tiny
+from shrinkage.models.vit import vit_micro, vit_tiny
 
 
 class Factory(Protocol):
@@ -45,11 +45,13 @@ MODELS: dict[str, Factory] = {
     "lenet-300-100": lenet_300_100,
     "lenet-5": lenet_5,
     "vgg-16": vgg_16,
+    "resnet-8": partial(resnet, 8),
     "resnet-20": partial(resnet, 20),
     "resnet-32": partial(resnet, 32),
     "resnet-50": partial(resnet, 50),
     "resnet-56": partial(resnet, 56),
     "vit-tiny": vit_tiny,
+    "vit-micro": vit_micro,
 }
 """The networks that :func:`build` knows by name."""
 

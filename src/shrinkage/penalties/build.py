@@ -7,18 +7,13 @@ from typing import Literal
 from shrinkage.core.errors import InputError
 from shrinkage.core.gradient import GradientSolver
 from shrinkage.core.granularity import NM
-from shrinkage.core.options import Options, check_options
+from shrinkage.core.options import STEERED, Options, check_options
 from shrinkage.core.protocols import AdaptivePull, Prior, Solver
 from shrinkage.core.proximal import FixedProximal, SteeredProximal
 from shrinkage.core.scales import Scales
+from shrinkage.core.schedules import interval
 
 SolverName = Literal["proximal", "gradient", "loss"]
-
-# The ramp of steered methods: the last fifth of the training belongs to the survivors.
-STEERED = Options(start=0.1, end=0.8)
-
-# Optimiser steps between proximal steps; short trainings get a hundred of them at least.
-INTERVAL = 12
 
 
 def steered(
@@ -42,8 +37,7 @@ def steered(
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
-    interval = max(1, min(INTERVAL, steps // 100)) if isinstance(steps, int) else 1
-    return SteeredProximal(pull, interval), Options(**{**STEERED, **options})
+    return SteeredProximal(pull, interval(steps)), Options(**{**STEERED, **options})
 
 
 def fixed(method: type, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:

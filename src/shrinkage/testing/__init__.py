@@ -11,6 +11,18 @@ row enrols a method in all of them::
         check(lambda model, sparsity, steps: MySparsifier(model, sparsity, steps))
 """
 
+from shrinkage.testing.drivers import DriverFactory, check_driver, driver_checks
+from shrinkage.testing.pruners import PrunerFactory, check_pruner, pruner_checks
 from shrinkage.testing.sparsifiers import SparsifierFactory, check_sparsifier, sparsifier_checks
 
-__all__ = ["SparsifierFactory", "check_sparsifier", "sparsifier_checks"]
+__all__ = [
+    "DriverFactory",
+    "PrunerFactory",
+    "SparsifierFactory",
+    "check_driver",
+    "check_pruner",
+    "check_sparsifier",
+    "driver_checks",
+    "pruner_checks",
+    "sparsifier_checks",
+]

@@ -6,8 +6,7 @@ import copy
 import io
 import json
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from shrinkage.core.engine import Sparsifier
 from shrinkage.core.errors import InputError, StateError, TargetError
 from shrinkage.core.hold import keep_zeros
 from shrinkage.testing import toy
+from shrinkage.testing.expect import copies, differ, expect, refused
 
 SparsifierFactory = Callable[[nn.Module, float, int], Sparsifier]
 """Builds the method for ``(model, sparsity, steps)``; every other argument is the factory's own affair."""
@@ -76,12 +76,12 @@ def check_exact_target(factory: SparsifierFactory) -> None:
         result = method.finalize()
         wanted = round(sparsity * method.units)
         counted = sum(int((weight == 0).sum()) for weight in _selected(model, method).values())
-        _expect(result.zeros == method.zeros == counted, f"three counts differ: {result.zeros, method.zeros, counted}")
-        _expect(counted == wanted, f"{counted} zeros where {wanted} were asked for ({sparsity})")
-        _expect(result.target == wanted, f"the result names {result.target} as its target, not {wanted}")
-        _expect(method.measure().keys() == method.masks().keys(), "measure() and masks() name other tensors")
+        expect(result.zeros == method.zeros == counted, f"three counts differ: {result.zeros, method.zeros, counted}")
+        expect(counted == wanted, f"{counted} zeros where {wanted} were asked for ({sparsity})")
+        expect(result.target == wanted, f"the result names {result.target} as its target, not {wanted}")
+        expect(method.measure().keys() == method.masks().keys(), "measure() and masks() name other tensors")
         _expect_kept(model, method)
-        _expect(bool(torch.isfinite(model(toy.batch(0)[0])).all()), "the network's outputs are not finite")
+        expect(bool(torch.isfinite(model(toy.batch(0)[0])).all()), "the network's outputs are not finite")
 
 
 def check_zeros_outlive_finalize(factory: SparsifierFactory) -> None:
@@ -90,9 +90,9 @@ def check_zeros_outlive_finalize(factory: SparsifierFactory) -> None:
         model, optimizer, method = _start(factory, optimizer=build)
         toy.train(model, optimizer, range(STEPS))
         method.finalize()
-        before = _copies(_selected(model, method))
+        before = copies(_selected(model, method))
         _train_kept(model, optimizer, method)
-        _expect(_differ(before, _selected(model, method)), "the surviving weights no longer train")
+        expect(bool(differ(before, _selected(model, method))), "the surviving weights no longer train")
         method.detach()
         keeper = keep_zeros(model).attach(optimizer)
         _train_kept(model, optimizer, method)
@@ -102,17 +102,17 @@ def check_zeros_outlive_finalize(factory: SparsifierFactory) -> None:
 def check_life(factory: SparsifierFactory) -> None:
     """``step``, ``phase`` and ``wanted`` tell where the method stands, and only selected tensors get zeros."""
     model, optimizer, method = _start(factory)
-    _expect((method.step, method.phase) == (0, "shrinking"), f"it starts at {method.step}, {method.phase}")
+    expect((method.step, method.phase) == (0, "shrinking"), f"it starts at {method.step}, {method.phase}")
     wanted = [method.wanted]
     toy.train(model, optimizer, range(STEPS), lambda step: wanted.append(method.wanted))
-    _expect(method.step == STEPS, f"{method.step} steps counted where {STEPS} were taken")
-    _expect(method.phase == "holding", f"the phase is {method.phase!r} when the ramp has ended")
-    _expect(wanted == sorted(wanted), f"wanted falls on the way: {wanted}")
-    _expect(wanted[-1] == round(0.9 * method.units) / method.units, f"wanted ends at {wanted[-1]}")
+    expect(method.step == STEPS, f"{method.step} steps counted where {STEPS} were taken")
+    expect(method.phase == "holding", f"the phase is {method.phase!r} when the ramp has ended")
+    expect(wanted == sorted(wanted), f"wanted falls on the way: {wanted}")
+    expect(wanted[-1] == round(0.9 * method.units) / method.units, f"wanted ends at {wanted[-1]}")
     method.finalize()
-    _expect(method.phase == "final", f"the phase is {method.phase!r} after finalize()")
+    expect(method.phase == "final", f"the phase is {method.phase!r} after finalize()")
     others = [p for name, p in model.named_parameters() if name not in method.measure() and p.ndim == 1]
-    _expect(not any(bool((p == 0).all()) for p in others), "a tensor that was not selected was emptied")
+    expect(not any(bool((p == 0).all()) for p in others), "a tensor that was not selected was emptied")
 
 
 def check_model_stays_ordinary(factory: SparsifierFactory) -> None:
@@ -121,12 +121,12 @@ def check_model_stays_ordinary(factory: SparsifierFactory) -> None:
     model, optimizer, method = _start(factory)
     for stop in (STEPS // 2, STEPS):
         toy.train(model, optimizer, range(method.step, stop))
-        _expect(list(model.state_dict()) == list(untouched.state_dict()), "the model's state_dict has other keys")
-        _expect([type(m) for m in model.modules()] == [type(m) for m in untouched.modules()], "a class was changed")
+        expect(list(model.state_dict()) == list(untouched.state_dict()), "the model's state_dict has other keys")
+        expect([type(m) for m in model.modules()] == [type(m) for m in untouched.modules()], "a class was changed")
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            _expect(not _differ(model.state_dict(), twin.state_dict()), "a copied model differs")
+            expect(not differ(model.state_dict(), twin.state_dict()), "a copied model differs")
         saved, _ = _load(_save((model.state_dict(), optimizer.state_dict())))
-        _expect(not _differ(model.state_dict(), saved), "a saved model differs")
+        expect(not differ(model.state_dict(), saved), "a saved model differs")
 
 
 def check_closure_changes_nothing(factory: SparsifierFactory) -> None:
@@ -144,7 +144,7 @@ def check_closure_changes_nothing(factory: SparsifierFactory) -> None:
 
     for step in range(STEPS):
         optimizer.step(partial(closure, step))
-    _expect(not _differ(plain.state_dict(), model.state_dict()), "a closure leads to other weights")
+    expect(not differ(plain.state_dict(), model.state_dict()), "a closure leads to other weights")
 
 
 def check_resume_is_bit_identical(factory: SparsifierFactory) -> None:
@@ -159,7 +159,7 @@ def check_resume_is_bit_identical(factory: SparsifierFactory) -> None:
         method.finalize()
         for stop, file in zip(stops, files, strict=True):
             resumed = _resume(factory, build, file, load_first=stop % 2 == 0)
-            _expect(not _differ(model.state_dict(), resumed.state_dict()), f"a run resumed at step {stop} differs")
+            expect(not differ(model.state_dict(), resumed.state_dict()), f"a run resumed at step {stop} differs")
 
 
 def _resume(
@@ -192,14 +192,14 @@ def check_reattach_continues(factory: SparsifierFactory) -> None:
         method.detach()
         method.attach(optimizer)
         toy.train(model, optimizer, range(method.step, stop))
-    _expect(not _differ(plain.state_dict(), model.state_dict()), "detach and attach change the outcome")
+    expect(not differ(plain.state_dict(), model.state_dict()), "detach and attach change the outcome")
     method.finalize()
     method.detach()
     masks = method.masks()
     toy.train(model, optimizer, range(3))
     revived = any(bool((weight[~masks[name]] != 0).any()) for name, weight in _selected(model, method).items())
-    _expect(revived, "after detach() the pruned weights are still held")
-    _expect(method.step == STEPS, "after detach() steps are still counted")
+    expect(revived, "after detach() the pruned weights are still held")
+    expect(method.step == STEPS, "after detach() steps are still counted")
 
 
 def check_state_belongs_to_its_model(factory: SparsifierFactory) -> None:
@@ -208,15 +208,15 @@ def check_state_belongs_to_its_model(factory: SparsifierFactory) -> None:
     toy.train(model, optimizer, range(3))
     state = method.state_dict()
     other = nn.Sequential(nn.Linear(toy.FEATURES, 40), nn.ReLU(), nn.Linear(40, toy.CLASSES))
-    with _refused(InputError, "the state of another model"):
+    with refused(InputError, "the state of another model"):
         factory(other, 0.9, STEPS).load_state_dict(state)
-    with _refused(InputError, "the state of another target"):
+    with refused(InputError, "the state of another target"):
         factory(model, 0.8, STEPS).load_state_dict(state)
-    with _refused(InputError, "the state of another method"):
+    with refused(InputError, "the state of another method"):
         method.load_state_dict({**state, "method": "AnotherMethod"})
-    with _refused(InputError, "an empty state"):
+    with refused(InputError, "an empty state"):
         method.load_state_dict({})
-    _expect(method.step == 3, "a refused state has moved the method")
+    expect(method.step == 3, "a refused state has moved the method")
 
 
 def check_penalty_is_differentiable(factory: SparsifierFactory) -> None:
@@ -226,18 +226,18 @@ def check_penalty_is_differentiable(factory: SparsifierFactory) -> None:
     optimizer.zero_grad()
     value = method.penalty()
     seen = value.item()
-    _expect(value.ndim == 0 and 0 <= seen < float("inf"), f"the penalty is {seen}, of shape {tuple(value.shape)}")
+    expect(value.ndim == 0 and 0 <= seen < float("inf"), f"the penalty is {seen}, of shape {tuple(value.shape)}")
     value.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         selected = name in method.measure()
-        _expect((parameter.grad is not None) == selected, f"{name}, {selected=}, has gradient {parameter.grad}")
+        expect((parameter.grad is not None) == selected, f"{name}, {selected=}, has gradient {parameter.grad}")
 
 
 def check_average_gets_the_same_zeros(factory: SparsifierFactory) -> None:
     """``apply_to`` gives a moving average the model's pattern."""
     model, optimizer, method = _start(factory)
     average = AveragedModel(model)
-    with _refused(StateError, "apply_to() before the pattern is fixed"):
+    with refused(StateError, "apply_to() before the pattern is fixed"):
         method.apply_to(average)
     toy.train(model, optimizer, range(STEPS), lambda step: average.update_parameters(model))
     method.finalize()
@@ -251,23 +251,23 @@ def check_result_exports(factory: SparsifierFactory) -> None:
     toy.train(model, optimizer, range(STEPS))
     result = method.finalize()
     for name in method.measure():
-        _expect(name in str(result), f"the table has no line for {name}")
+        expect(name in str(result), f"the table has no line for {name}")
     exported = json.loads(json.dumps(result.to_dict()))
-    _expect(exported["zeros"] == method.zeros and exported["units"] == method.units, f"exported: {exported}")
-    _expect("final" in repr(method) and str(STEPS) in repr(method), f"repr: {method!r}")
+    expect(exported["zeros"] == method.zeros and exported["units"] == method.units, f"exported: {exported}")
+    expect("final" in repr(method) and str(STEPS) in repr(method), f"repr: {method!r}")
 
 
 def check_refuses_bad_targets(factory: SparsifierFactory) -> None:
     """A target or a length that cannot be is refused at once, with the value seen."""
     sparsities: list[float] = [0.0, 1.0, -0.1, 95, float("nan"), True]
     for sparsity in sparsities:
-        with _refused(InputError, f"sparsity={sparsity}", sparsity):
+        with refused(InputError, f"sparsity={sparsity}", sparsity):
             factory(toy.net(), sparsity, STEPS)
     lengths: list[Any] = [0, -5, 2.5, True]
     for steps in lengths:
-        with _refused(InputError, f"steps={steps}", steps):
+        with refused(InputError, f"steps={steps}", steps):
             factory(toy.net(), 0.9, steps)
-    with _refused(InputError, "a model with nothing to select"):
+    with refused(InputError, "a model with nothing to select"):
         factory(nn.BatchNorm1d(3), 0.9, STEPS)
 
 
@@ -276,21 +276,21 @@ def check_refuses_wrong_moments(factory: SparsifierFactory) -> None:
     model = toy.net()
     optimizer = SGD(model.parameters(), lr=0.1)
     method = factory(model, 0.9, STEPS)
-    with _refused(StateError, "finalize() before attach()", "attach"):
+    with refused(StateError, "finalize() before attach()", "attach"):
         method.finalize()
-    with _refused(StateError, "penalty() before attach()", "attach"):
+    with refused(StateError, "penalty() before attach()", "attach"):
         method.penalty()
-    with _refused(InputError, "an optimiser of another model"):
+    with refused(InputError, "an optimiser of another model"):
         method.attach(SGD(toy.net().parameters(), lr=0.1))
     method.attach(optimizer)
-    with _refused(StateError, "attaching twice", "detach"):
+    with refused(StateError, "attaching twice", "detach"):
         method.attach(optimizer)
-    with _refused(StateError, "masks() before the pattern is fixed"):
+    with refused(StateError, "masks() before the pattern is fixed"):
         method.masks()
     toy.train(model, optimizer, range(2))
-    with _refused(TargetError, "finalize() before the ramp has ended", 2, STEPS):
+    with refused(TargetError, "finalize() before the ramp has ended", 2, STEPS):
         method.finalize()
-    with _refused(StateError, "copying an attached method"):
+    with refused(StateError, "copying an attached method"):
         copy.deepcopy(method)
     toy.train(model, optimizer, range(2, STEPS))
     method.finalize()
@@ -301,7 +301,7 @@ def check_copied_optimizer_speaks_up(factory: SparsifierFactory) -> None:
     model, optimizer, _ = _start(factory)
     toy.train(model, optimizer, range(2))
     for twin, twins_optimizer in (copy.deepcopy((model, optimizer)), pickle.loads(pickle.dumps((model, optimizer)))):
-        with _refused(StateError, "the step of a copied optimiser", "copy"):
+        with refused(StateError, "the step of a copied optimiser", "copy"):
             toy.train(twin, twins_optimizer, range(2, 3))
         factory(twin, 0.9, STEPS).attach(twins_optimizer)
         toy.train(twin, twins_optimizer, range(2, 3))
@@ -340,14 +340,6 @@ def _selected(model: nn.Module, method: Sparsifier) -> dict[str, Tensor]:
     return {name: model.get_parameter(name).detach() for name in method.measure()}
 
 
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
-def _differ(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
 def _save(state: Any) -> bytes:
     file = io.BytesIO()
     torch.save(state, file)
@@ -358,11 +350,6 @@ def _load(file: bytes) -> Any:
     return torch.load(io.BytesIO(file), weights_only=True)
 
 
-def _expect(truth: bool, message: str) -> None:
-    if not truth:
-        raise AssertionError(message)
-
-
 def _train_kept(model: nn.Module, optimizer: Optimizer, method: Sparsifier) -> None:
     toy.train(model, optimizer, range(STEPS, STEPS + 10), lambda step: _expect_kept(model, method))
 
@@ -370,17 +357,5 @@ def _train_kept(model: nn.Module, optimizer: Optimizer, method: Sparsifier) -> N
 def _expect_kept(model: nn.Module, method: Sparsifier) -> None:
     for name, mask in method.masks().items():
         pruned = model.get_parameter(name).detach()[~mask]
-        _expect(not bool((pruned != 0).any()), f"pruned weights of {name} have come back")
-        _expect(not bool(pruned.signbit().any()), f"{name} holds −0.0")
-
-
-@contextmanager
-def _refused(kind: type[Exception], what: str, *names: object) -> Iterator[None]:
-    """Expect ``kind``, with ``names`` in its message."""
-    try:
-        yield
-    except kind as error:
-        for name in names:
-            _expect(str(name) in str(error), f"the error on {what} does not name {name}: {error}")
-    else:
-        raise AssertionError(f"{what} was accepted")
+        expect(not bool((pruned != 0).any()), f"pruned weights of {name} have come back")
+        expect(not bool(pruned.signbit().any()), f"{name} holds −0.0")

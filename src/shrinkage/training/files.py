@@ -1,10 +1,12 @@
-"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+"""Files that are whole or not there: written aside, flushed to the disk, then renamed. And files that lock."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from shrinkage.core.errors import InputError, StateError
@@ -42,6 +44,41 @@ def write(path: Path, content: str | bytes, *, keep: Path | None = None) -> None
             raise
     except OSError as error:
         raise _explained(error, path) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for this process; the system lets go of it however the process ends.
+
+    Args:
+        path: of the file, made if it is not there.
+        what: is locked by it, for the message.
+
+    Raises:
+        StateError: if another process holds it.
+    """
+    with path.open("a+") as file:
+        if not _lock(file.fileno()):
+            file.seek(0)
+            owner = file.read().strip() or "unknown"
+            raise StateError(f"{what} is in use by process {owner}; wait for it, stop it, or use another")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether the lock was to be had. Where the system has no ``flock`` (Windows) there is none to take."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _explained(error: OSError, path: Path) -> StateError | InputError:

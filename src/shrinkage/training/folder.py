@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import InputError
+from shrinkage.training.files import lock
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,7 @@ class RunFolder:
         Raises:
             StateError: if another process holds it.
         """
-        with (self.path / ".lock").open("a+") as file:
-            if not _lock(file.fileno()):
-                file.seek(0)
-                owner = file.read().strip() or "unknown"
-                raise StateError(
-                    f"the run folder {self.path} is in use by process {owner}; wait for it, stop it, or start "
-                    "another run"
-                )
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with lock(self.path / ".lock", f"the run folder {self.path}"):
             yield
 
 
@@ -113,16 +103,3 @@ def find(path: Path) -> RunFolder:
     if not folder.config.is_file():
         raise InputError(f"{path} is not a run folder: it holds no {folder.config.name}")
     return folder
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether the lock was to be had. Where the system has no ``flock`` (Windows) there is none to take."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

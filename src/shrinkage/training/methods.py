@@ -27,7 +27,7 @@ class Method:
     make: Callable[[nn.Module, float, int, Granularity], Sparsifier] | None
 
 
-def _penalty(
+def _living(
     constructor: Callable[..., Sparsifier],
 ) -> Callable[[nn.Module, float, int, Granularity], Sparsifier]:
     def make(model: nn.Module, sparsity: float, steps: int, granularity: Granularity) -> Sparsifier:
@@ -39,11 +39,17 @@ def _penalty(
 
 
 METHODS: dict[str, Method] = {
-    "halo": Method("HALO", _penalty(shrinkage.HALO)),
-    "lasso": Method("Lasso", _penalty(shrinkage.Lasso)),
-    "sws": Method("SWS", _penalty(shrinkage.SWS)),
-    "mcp": Method("MCP", _penalty(shrinkage.MCP)),
-    "bridge": Method("Bridge", _penalty(shrinkage.Bridge)),
+    "halo": Method("HALO", _living(shrinkage.HALO)),
+    "lasso": Method("Lasso", _living(shrinkage.Lasso)),
+    "sws": Method("SWS", _living(shrinkage.SWS)),
+    "mcp": Method("MCP", _living(shrinkage.MCP)),
+    "bridge": Method("Bridge", _living(shrinkage.Bridge)),
+    "gradual": Method("Gradual magnitude", _living(shrinkage.GradualMagnitude)),
+    "set": Method("SET", _living(shrinkage.SET)),
+    "rigl": Method("RigL", _living(shrinkage.RigL)),
+    "str": Method("STR", _living(shrinkage.STR)),
+    "soft-topk": Method("Soft top-k", _living(shrinkage.SoftTopK)),
+    "movement": Method("Movement", _living(shrinkage.Movement)),
     "dense": Method("Dense", None),
 }
 """The methods by the name that ``--method`` takes."""

@@ -1,0 +1,11 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Debug = Annotated[
+    bool, typer.Option("--debug", envvar="SHRINKAGE_DEBUG", help="Show where in the program an error arose.")
+]

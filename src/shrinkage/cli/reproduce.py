@@ -1,0 +1,80 @@
+"""The command ``shrinkage reproduce``: the evidence, and any single line of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shrinkage.cli.console import echo, reported, say
+from shrinkage.cli.options import Debug
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run the experiments this library is judged by.")
+
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set; what is missing is downloaded into it.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")]
+DataLabel = Annotated[
+    str | None, typer.Option(help="Say what the data is where it is not the original, such as a JPEG copy.")
+]
+
+
+@app.command()
+def halo(
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="Which table; may be repeated. [default: mnist, lenet-5, cnn and vit]"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Digits instead: a few minutes, nothing to download.")] = False,
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option(help="Folder for results, tables and plots.")] = Path("runs/reproduce-halo"),
+    processes: Annotated[int | None, typer.Option(help="Trainings at a time. [default: as many as processors]")] = None,
+    device: Device = "cpu",
+    data_label: DataLabel = None,
+    limit: Annotated[float | None, typer.Option(help="Minutes after which no further training is begun.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare HALO with every baseline, tuned alike, and print the tables.
+
+    What is interrupted goes on where it stood when the command is given again.
+    """
+    with reported(debug, []):
+        from shrinkage.reproduce.campaign import Place
+        from shrinkage.reproduce.halo import reproduce
+        from shrinkage.reproduce.parts import PARTS
+
+        names = part or (["quick"] if quick else ["mnist", "lenet-5", "cnn", "vit"])
+        place = Place(data_dir, device, processes or os.cpu_count() or 1, data_label, out / "checkpoints")
+        tables = reproduce(names, out, place, tell=say, limit=None if limit is None else 60 * limit)
+        for name, table in tables.items():
+            remarks = table.remarks(PARTS[name].methods[0])
+            echo("\n".join(["", f"{name}: test accuracy in percent by share of zeros", "", str(table), "", *remarks]))
+            echo(f"\nresults {out / name}.jsonl\nplot    {out / name}.svg")
+
+
+@app.command()
+def trial(
+    task: Annotated[str, typer.Option(help="What is trained, such as mnist.")],
+    method: Annotated[str, typer.Option(help="By which method.")],
+    sparsity: Annotated[float, typer.Option(help="Share of zeros; 0 for the dense network.")],
+    seed: Annotated[int, typer.Option(help="Of all that is random.")],
+    lr: Annotated[float, typer.Option(help="Learning rate.")],
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")],
+    schedule: Annotated[str, typer.Option(help="Of the learning rate.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the training images in all.")],
+    validation: Annotated[bool, typer.Option("--validation", help="Judge by held-out training images.")] = False,
+    data_dir: DataDir = None,
+    device: Device = "cpu",
+    data_label: DataLabel = None,
+    debug: Debug = False,
+) -> None:
+    """Run one training again and print its line: the settings are those of any line in a results file."""
+    with reported(debug, []):
+        import torch
+
+        from shrinkage.reproduce.run import run
+        from shrinkage.reproduce.trial import Trial
+
+        settings = Trial(task, method, sparsity, seed, lr, weight_decay, schedule, epochs, validation)
+        echo(run(settings, data_dir, torch.device(device), data_label=data_label).to_json())

@@ -1,0 +1,366 @@
+"""The latent solver: what is trained is one tensor, and what the network uses is a function of it.
+
+The Parameter always holds the effective weight w = θ · f(θ), so that forward passes, copies and files see the sparse
+network. The latent θ lies here. Right before a step it takes the Parameter's place, and the gradient with respect to w
+is turned into that with respect to θ; the optimiser moves θ as it would move any weight, with its own momentum, decay
+and metric; right after the step θ comes out and the new w goes in. A step that is skipped changes nothing.
+
+What f is makes the method: a :class:`LatentForm`. Which units are zero follows from its scores, exactly as many as the
+ramp asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import LBFGS, SGD, Optimizer
+
+from shrinkage.core.dial import Dial, Pool
+from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.granularity import wide
+from shrinkage.core.masked import check_target
+from shrinkage.core.options import STEERED, Options
+from shrinkage.core.slots import Slot, by_size
+from shrinkage.core.threshold import smallest
+from shrinkage.formats.bits import pack_bits, unpack_bits
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which units of one tensor are zero now.
+
+    Attributes:
+        kept: boolean, per unit.
+        safe: kept whatever their score, because of the floor or an N:M pattern; ``None`` where there are none.
+        limit: units up to this score went; −1 if nothing did.
+    """
+
+    kept: Tensor
+    safe: Tensor | None
+    limit: float
+
+
+class LatentForm(Protocol):
+    """What makes one latent method differ from another; a class of its own inherits what it does not need to say.
+
+    The effective weight is θ times a factor per unit, which depends on the unit's size ‖θ_g‖₂ and on the choice made
+    last.
+    """
+
+    slots: list[Slot]
+
+    def start(self, slots: list[Slot]) -> None:
+        """Take over the tensors, and allocate what is trained beside them."""
+        self.slots = slots
+
+    def score(self, index: int, size: Tensor) -> Tensor:
+        """What decides who goes: ≥ 0, the lowest first, comparable between tensors. By default the size."""
+        return size
+
+    def chosen(self, step: int, pool: Pool, scores: Tensor, gone: int, limit: float) -> None:
+        """``gone`` units of a pool were chosen, up to ``limit``, by flat scores; those of safe units are infinite."""
+        return
+
+    def factor(self, index: int, size: Tensor, choice: Choice) -> Tensor:
+        """f: 0 exactly where units are not kept."""
+        ...
+
+    def gradients(
+        self,
+        own: Sequence[int],
+        sizes: Sequence[Tensor],
+        choices: Sequence[Choice],
+        pulls: Sequence[Tensor],
+        scale: Tensor | None,
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """How the gradient passes: ∂L/∂θ = gate · ∂L/∂w + turn · θ, two values per unit for each of these tensors.
+
+        Args:
+            own: which tensors.
+            sizes: of their units.
+            choices: made last.
+            pulls: Σ ∂L/∂w · θ over each unit.
+            scale: what gradients and pulls are multiplied by; the form's own parameters need them without.
+        """
+        ...
+
+    def stepped(self, own: Sequence[int]) -> None:
+        """These tensors were moved; so may be what belongs to them."""
+        return
+
+    def finish(self) -> None:
+        """The pattern is about to be fixed: what was allocated is not needed again."""
+        return
+
+    def strength(self, choices: Sequence[Choice]) -> float:
+        """A number that tells how hard the form presses now; 0 if it has none."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the form keeps."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        return
+
+
+class LatentSolver:
+    """Trains latent weights, and writes the effective ones.
+
+    Args:
+        form: how one comes from the other.
+    """
+
+    def __init__(self, form: LatentForm) -> None:
+        self.form = form
+        self._slots: list[Slot] = []
+        self._dial: Dial | None = None
+        self._latents: list[Tensor] = []
+        self._choices: list[Choice] = []
+        self._versions: list[int] = []
+        self._inside: set[Optimizer] = set()  # those whose Parameters hold latent weights at this moment
+        self._clock: Optimizer | None = None
+
+    def start(self, slots: list[Slot], dial: Dial | None) -> None:
+        """Take over the tensors; the latent weights begin as what the weights are.
+
+        Raises:
+            InputError: for an optimiser that looks at the loss more than once a step.
+        """
+        if any(isinstance(slot.optimizer, LBFGS) for slot in slots):
+            raise InputError(
+                "LBFGS evaluates the loss several times within a step, at the weights that it moves; this method moves "
+                "latent weights, which are not what the network uses: take SGD, AdamW or another that looks once"
+            )
+        self._slots, self._dial = slots, dial
+        self._latents = [slot.parameter.detach().clone() for slot in slots]
+        self._choices = [
+            Choice(torch.ones(slot.unit_shape, dtype=torch.bool, device=slot.parameter.device), None, -1.0)
+            for slot in slots
+        ]
+        self._versions = [slot.parameter._version for slot in slots]
+        self._inside = set()
+        self.form.start(slots)
+
+    def begin(self) -> None:
+        """Weights begin as they are."""
+
+    def value(self) -> Tensor:
+        """Zero: there is no penalty."""
+        return torch.stack([slot.parameter.sum().to(self._slots[0].parameter.device) for slot in self._slots]).sum() * 0
+
+    @torch.no_grad()
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
+        """Put the latent weights in place, with their gradients.
+
+        Raises:
+            StateError: if the optimiser's last step did not come to its end.
+        """
+        own = [i for i, slot in enumerate(self._slots) if slot.optimizer is optimizer]
+        if optimizer in self._inside:
+            self._inside.discard(optimizer)
+            self._write(own)
+            raise StateError(
+                f"a step of {type(optimizer).__name__} was not finished: it was broken off by an error, or it "
+                "evaluates its closure more than once, which latent weights do not allow. The weights are again those "
+                "of before it; compute the gradients anew to go on"
+            )
+        for i in own:
+            self._adopt(i)
+        self._turn_gradients([i for i in own if self._slots[i].parameter.grad is not None], scale)
+        self._inside.add(optimizer)
+        for i in own:
+            self._slots[i].parameter.detach().copy_(self._latents[i])
+        if clock:
+            self._clock = optimizer
+
+    def _adopt(self, index: int) -> None:
+        """Somebody may have written to the weight since, to load another: then it becomes the latent one as well."""
+        weight, latent = self._slots[index].parameter.detach(), self._latents[index]
+        if weight._version != self._versions[index]:
+            latent.copy_(torch.where(weight == self._effective(index).to(weight.dtype), latent, weight))
+
+    def _turn_gradients(self, own: list[int], scale: Tensor | None) -> None:
+        slots, latents = [self._slots[i] for i in own], [wide(self._latents[i]) for i in own]
+        gradients = [wide(slot.parameter.grad) for slot in slots if slot.parameter.grad is not None]
+        pulls = [totals(slot, g * latent) for slot, g, latent in zip(slots, gradients, latents, strict=True)]
+        sizes, choices = [slot.sizes(self._latents[i]) for i, slot in zip(own, slots, strict=True)], self._choices
+        passed = self.form.gradients(own, sizes, [choices[i] for i in own], pulls, scale)
+        for slot, latent, gradient, (gate, turn) in zip(slots, latents, gradients, passed, strict=True):
+            turned = gradient * slot.spread(gate)
+            if turn is not None:
+                turned.addcmul_(latent, slot.spread(turn))
+            assert slot.parameter.grad is not None
+            slot.parameter.grad.copy_(turned)
+
+    @torch.no_grad()
+    def stepped(self, optimizer: Optimizer) -> None:
+        """Take the latent weights out again."""
+        if optimizer not in self._inside:
+            return
+        own = [i for i, slot in enumerate(self._slots) if slot.optimizer is optimizer]
+        for i in own:
+            self._latents[i].copy_(self._slots[i].parameter.detach())
+        self.form.stepped(own)
+        if optimizer is not self._clock:  # after the clock's step everything is written anyway
+            self._write(own)
+        self._inside.discard(optimizer)
+
+    @torch.no_grad()
+    def after_step(self, step: int, share: float) -> None:
+        """Choose anew which units are zero, and write the effective weights.
+
+        Raises:
+            StateError: if a latent weight or a score has become NaN or infinite.
+        """
+        self._choose(step, share)
+        self._write(range(len(self._slots)))
+
+    def _choose(self, step: int, share: float) -> None:
+        assert self._dial is not None  # these methods have a target
+        sizes = [slot.sizes(latent) for slot, latent in zip(self._slots, self._latents, strict=True)]
+        scores, flats = self._side_by_side([self.form.score(i, size) for i, size in enumerate(sizes)])
+        self._check(step, scores, flats)
+        limits = self._dial.limits(scores, flats, share)
+        for pool, flat in zip(self._dial.pools, flats, strict=True):
+            wanted = math.floor(share * pool.zeros + 1e-9)
+            limit, guarded = limits[pool.members[0]], math.isinf(float(flat.amax()))
+            gone = _lowest([scores[i] for i in pool.members], limit, wanted, [sizes[i] for i in pool.members])
+            for i, part in zip(pool.members, gone, strict=True):
+                home = self._slots[i].parameter.device
+                safe = scores[i].isinf().to(home) if guarded else None
+                self._choices[i] = Choice(~part.to(home), safe, float(limit))
+            self.form.chosen(step, pool, flat, wanted, float(limit))
+
+    def _check(self, step: int, scores: list[Tensor], flats: list[Tensor]) -> None:
+        if all(math.isfinite(float(flat.amax())) for flat in flats):
+            return
+        (name, *_) = (
+            slot.name for slot, score in zip(self._slots, scores, strict=True) if not bool(score.isfinite().all())
+        )
+        raise StateError(
+            f"the latent weights of {name!r}, or their scores, are NaN or infinite at step {step}: the training has "
+            "diverged; lower the learning rate or clip the gradients"
+        )
+
+    def _side_by_side(self, scores: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The scores as views of one flat tensor a pool, and these."""
+        assert self._dial is not None
+        views: dict[int, Tensor] = {}
+        flats = []
+        for pool in self._dial.pools:
+            home = scores[pool.members[0]].device
+            flat = torch.cat([scores[i].reshape(-1).to(home) for i in pool.members])
+            flats.append(flat)
+            for i, part in zip(pool.members, torch.split(flat, list(pool.units)), strict=True):
+                views[i] = part.view(scores[i].shape)
+        return [views[i] for i in range(len(scores))], flats
+
+    def _effective(self, index: int) -> Tensor:
+        slot, latent = self._slots[index], self._latents[index]
+        factor = self.form.factor(index, slot.sizes(latent), self._choices[index])
+        return wide(latent) * slot.spread(factor)
+
+    def _write(self, indices: Sequence[int]) -> None:
+        for i in indices:
+            weight = self._slots[i].parameter.detach()
+            weight.copy_(self._effective(i)).add_(0.0)  # −0.0 + 0.0 is +0.0
+            self._versions[i] = weight._version
+
+    def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
+        """The user's loss, as it is."""
+        return loss
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """Nothing here depends on it."""
+
+    def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
+        """By effective size: the chosen units are zero already. From here on survivors train from these sizes."""
+        self._latents, self._choices = [], []
+        self.form.finish()
+        return by_size(self._slots)
+
+    @property
+    def strength(self) -> float:
+        """As the form says."""
+        return self.form.strength(self._choices)
+
+    @property
+    def lam_optimizer(self) -> SGD | None:
+        """None: there is no λ."""
+        return None
+
+    def lam(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Latent weights, the choice made last, and what the form keeps; nothing of it once the pattern is fixed."""
+        return {
+            "latents": [latent.clone() for latent in self._latents],
+            "kept": [pack_bits(choice.kept) for choice in self._choices],
+            "safe": [None if choice.safe is None else pack_bits(choice.safe) for choice in self._choices],
+            "limits": [choice.limit for choice in self._choices],
+            "form": self.form.state_dict() if self._latents else {},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`; the effective weights are written."""
+        self._inside = set()
+        self._latents, self._choices = [], []
+        if not state["latents"]:
+            return
+        for i, slot in enumerate(self._slots):
+            home = slot.parameter.device
+            self._latents.append(state["latents"][i].to(home, slot.parameter.dtype, copy=True))
+            kept, safe = (
+                None if bits is None else unpack_bits(bits, slot.unit_shape).to(home)
+                for bits in (state["kept"][i], state["safe"][i])
+            )
+            assert kept is not None
+            self._choices.append(Choice(kept, safe, state["limits"][i]))
+        self.form.load_state_dict(state["form"])
+        self._write(range(len(self._slots)))
+
+
+def _lowest(scores: Sequence[Tensor], limit: Tensor, wanted: int, sizes: Sequence[Tensor]) -> list[Tensor]:
+    """Mark the units up to the limit; of those that tie at it the smaller ones, so that it is ``wanted`` exactly."""
+    marked = [score <= limit for score in scores]
+    if sum(int(mark.sum()) for mark in marked) == wanted:
+        return marked
+    below = [score < limit for score in scores]
+    tied = [
+        torch.where(score == limit, size.to(score.device, score.dtype), torch.inf)
+        for score, size in zip(scores, sizes, strict=True)
+    ]
+    picked = smallest(tied, wanted - sum(int(mark.sum()) for mark in below))
+    return [low | pick for low, pick in zip(below, picked, strict=True)]
+
+
+def totals(slot: Slot, tensor: Tensor) -> Tensor:
+    """The sum over each unit of a tensor shaped like the weight: what :meth:`Slot.spread` does, transposed."""
+    if slot.single:
+        return tensor
+    with torch.enable_grad():
+        units = torch.zeros(slot.unit_shape, dtype=tensor.dtype, device=tensor.device, requires_grad=True)
+        (summed,) = torch.autograd.grad(slot.spread(units).expand_as(tensor), units, tensor)
+    return summed
+
+
+def latent(
+    method: type, form: LatentForm, sparsity: float | None, steps: int | None, options: Options
+) -> tuple[LatentSolver, Options]:
+    """The solver and options of a method with latent weights.
+
+    Raises:
+        InputError: if the target or the length of the training is missing.
+    """
+    check_target(method, sparsity, steps, options)
+    return LatentSolver(form), Options(**{**STEERED, **options})

@@ -1,0 +1,1 @@
+"""The experiments this library is judged by, each a command: ``shrinkage reproduce``."""

@@ -1,0 +1,170 @@
+"""A part of the evidence from nothing, or from wherever it stood, to its outcomes.
+
+First each method chooses its settings on held-out training images, all with the same number of trials in the same
+space. Then come the trainings of the table, judged on the test images. What is in the results file is not run again;
+since the search is a function of its outcomes, an interrupted one goes on by replaying them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shrinkage.core.errors import InputError, require
+from shrinkage.reproduce import entrants, tasks
+from shrinkage.reproduce.parts import Part
+from shrinkage.reproduce.run import run
+from shrinkage.reproduce.store import Results
+from shrinkage.reproduce.tables import Table
+from shrinkage.reproduce.trial import Outcome, Trial
+
+_TUNING_SEED = 1000  # not among those of the table
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials run.
+
+    Attributes:
+        data_dir: folder with the data sets.
+        device: to train on.
+        processes: trials at a time.
+        data_label: what the data is, where the data set's name does not say it.
+        checkpoints: folder for the states of long trainings; None: they begin anew when interrupted.
+    """
+
+    data_dir: Path | None
+    device: str
+    processes: int
+    data_label: str | None = None
+    checkpoints: Path | None = None
+
+
+class Campaign:
+    """Runs the trials of a part and keeps their outcomes.
+
+    Args:
+        part: what is compared.
+        place: where trials run.
+        results: where outcomes are kept; open.
+        tell: receives a line a trial.
+        limit: trials to run at most, for a session of limited length; None: all.
+    """
+
+    def __init__(
+        self, part: Part, place: Place, results: Results, tell: Callable[[str], None], limit: float | None = None
+    ) -> None:
+        self._part, self._place, self._results, self._tell = part, place, results, tell
+        self._task = tasks.find(part.task)
+        self._ends = None if limit is None else time.monotonic() + limit
+        self._guard = threading.Lock()
+        self._done = 0
+
+    def run(self) -> Table:
+        """Do what is missing.
+
+        Returns:
+            The table of all that is done; with a ``limit`` it may lack some.
+        """
+        with (
+            ProcessPoolExecutor(self._place.processes, multiprocessing.get_context("spawn")) as self._pool,
+            ThreadPoolExecutor(self._place.processes) as threads,
+        ):
+            try:
+                chosen = dict(zip(self._part.methods, threads.map(self._tune, self._part.methods), strict=True))
+                ready = {method: settings for method, settings in chosen.items() if settings is not None}
+                table = Table(list(filter(None, threads.map(self._outcome, self._grid(ready)))))
+                extra = list(threads.map(self._outcome, self._paired(ready, table)))
+                return Table([*table.outcomes, *filter(None, extra)])
+            except BaseException:
+                threads.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():  # what they were at is run again next time
+                    worker.terminate()
+                raise
+
+    def _trial(self, method: str, sparsity: float, seed: int, settings: tuple[float, float, str]) -> Trial:
+        lr, weight_decay, schedule = settings
+        share = 0.0 if method == "dense" else sparsity
+        return Trial(self._part.task, method, share, seed, lr, weight_decay, schedule, self._task.epochs, False)
+
+    def _grid(self, chosen: dict[str, tuple[float, float, str]]) -> Iterable[Trial]:
+        """Seed by seed, so that an interrupted part has all methods."""
+        for seed in range(self._part.seeds):
+            for sparsity in self._part.sparsities:
+                for method, settings in chosen.items():
+                    if method != "dense" or sparsity == self._part.sparsities[0]:
+                        yield self._trial(method, sparsity, seed, settings)
+
+    def _paired(self, chosen: dict[str, tuple[float, float, str]], table: Table) -> Iterable[Trial]:
+        first = self._part.methods[0]
+        for sparsity in self._part.paired if first in chosen else ():
+            others = [method for method in table.ranking(sparsity) if method in chosen and method != first]
+            for seed in range(self._part.seeds, self._part.paired_seeds):
+                for method in (first, *others[:3]):
+                    yield self._trial(method, sparsity, seed, chosen[method])
+
+    def _tune(self, method: str) -> tuple[float, float, str] | None:
+        """The settings with the best held-out accuracy; None if time ran out."""
+        if entrants.find(method).needs_moments and self._task.optimizer == "sgd":
+            raise InputError(f"{method} needs an optimiser of the Adam family, and {self._part.task} is trained by sgd")
+        if not self._part.tuning:
+            return self._task.start
+        optuna: Any = require("optuna", "reproduce")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(self._part.tuning // 2, 1))
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.enqueue_trial(dict(zip(("lr", "weight_decay", "schedule"), self._task.start, strict=True)))
+        space = self._task.space
+        ranges = {
+            "lr": optuna.distributions.FloatDistribution(*space.lr, log=True),
+            "weight_decay": optuna.distributions.FloatDistribution(*space.weight_decay, log=True),
+            "schedule": optuna.distributions.CategoricalDistribution(space.schedules),
+        }
+        found: list[tuple[float, tuple[float, float, str]]] = []
+        for _ in range(self._part.tuning):
+            asked = study.ask(ranges)
+            settings = (_short(asked.params["lr"]), _short(asked.params["weight_decay"]), asked.params["schedule"])
+            trial = replace(self._trial(method, self._task.tuned_at, _TUNING_SEED, settings), validation=True)
+            outcome = self._outcome(trial)
+            if outcome is None:
+                return None
+            study.tell(asked, outcome.accuracy or 0.0)
+            found.append((outcome.accuracy or 0.0, settings))
+        return max(found)[1]
+
+    def _outcome(self, trial: Trial) -> Outcome | None:
+        known = self._results.get(trial)
+        if known is not None:
+            return known
+        if self._ends is not None and time.monotonic() > self._ends:
+            return None
+        place = self._place
+        name = hashlib.sha256(trial.command.encode()).hexdigest()[:16]
+        checkpoint = None if place.checkpoints is None else place.checkpoints / f"{name}.pt"
+        outcome = self._pool.submit(
+            run, trial, place.data_dir, torch.device(place.device), data_label=place.data_label, checkpoint=checkpoint
+        ).result()
+        self._results.add(outcome)
+        with self._guard:
+            self._done += 1
+            score = outcome.failure or f"{outcome.accuracy:.2f} %"
+            aim = "validation" if trial.validation else "test"
+            self._tell(
+                f"{self._done:4d}  {trial.method} at {trial.sparsity:.1%}, seed {trial.seed}: {aim} {score}, "
+                f"{outcome.seconds:.0f} s"
+            )
+        return outcome
+
+
+def _short(value: float) -> float:
+    """Three digits, so that a command is easy to type and means exactly this."""
+    return float(f"{value:.3g}")

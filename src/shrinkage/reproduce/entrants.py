@@ -1,0 +1,143 @@
+"""The methods of the comparison: one row each, and how each spends the budget of epochs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+import shrinkage
+from shrinkage.core.driver import Round
+from shrinkage.core.engine import Sparsifier
+from shrinkage.core.errors import InputError
+from shrinkage.core.granularity import Weight
+from shrinkage.core.hold import keep_zeros
+from shrinkage.core.pruner import Pruner
+from shrinkage.pruning.lottery import Rewind
+from shrinkage.training.methods import METHODS
+
+if TYPE_CHECKING:
+    from shrinkage.reproduce.loop import Training
+
+Run = Callable[["Training"], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One row of :data:`ENTRANTS`.
+
+    Attributes:
+        title: its name in tables and plots.
+        run: trains ``training.model`` to ``training.trial.sparsity`` within ``training.steps`` optimiser steps.
+        recipe: counts up when the method comes to mean another training, so that older results of it are run again.
+        needs_moments: whether it needs an optimiser of the Adam family.
+    """
+
+    title: str
+    run: Run
+    recipe: int = 1
+    needs_moments: bool = False
+
+
+def _living(make: Callable[[nn.Module, float, int], Sparsifier]) -> Run:
+    """A method that lives inside the loop."""
+
+    def run(training: Training) -> None:
+        method = make(training.model, training.trial.sparsity, training.steps)
+        if training.saved:
+            method.load_state_dict(training.saved)
+        training.train(method.attach, method.state_dict)
+        method.finalize()
+        method.detach()
+
+    return run
+
+
+def _before(make: Callable[[float, int], Pruner], batches: int) -> Run:
+    """A pruner at initialisation, then training with its zeros."""
+
+    def run(training: Training) -> None:
+        if training.step == 0:
+            make(training.trial.sparsity, training.trial.seed).prune(training.model, training.batches(batches))
+        training.train(keep_zeros(training.model).attach)
+
+    return run
+
+
+def _after(training: Training) -> None:
+    """Cut the trained network, and leave it at that."""
+    training.train()
+    shrinkage.Magnitude(training.trial.sparsity).prune(training.model)
+
+
+def _tuned_after(training: Training) -> None:
+    """Half of the budget to train, cut, and half to train the survivors from the top of the schedule."""
+    half = training.steps // 2
+    if training.step < half:
+        training.train(steps=half)
+        shrinkage.Magnitude(training.trial.sparsity).prune(training.model)
+    training.train(keep_zeros(training.model).attach, steps=training.steps - half)
+
+
+def _lottery(rewind: Rewind) -> Run:
+    """Four trainings of a quarter of the budget each, three of them after a round of pruning."""
+
+    def run(training: Training) -> None:
+        share = training.steps // 4
+
+        def one(model: nn.Module, round: Round) -> None:
+            training.train(round.attach, first=round.first_step, steps=share)
+
+        shrinkage.LotteryTicket(training.trial.sparsity, rounds=3, rewind=rewind).run(training.model, one, steps=share)
+
+    return run
+
+
+def _row(name: str) -> Entrant:
+    """A method that ``shrinkage train`` knows, as it is there."""
+    method = METHODS[name]
+    make = method.make
+    assert make is not None
+    return Entrant(method.title, _living(lambda model, sparsity, steps: make(model, sparsity, steps, Weight())))
+
+
+ENTRANTS: Mapping[str, Entrant] = {
+    "dense": Entrant("Dense", lambda training: training.train()),
+    "halo": _row("halo"),
+    "halo-paper": Entrant(
+        "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target, xi=3e-5, psi=1e-4))
+    ),
+    **{name: _row(name) for name in ("lasso", "sws", "mcp", "bridge", "gradual", "set", "rigl", "str", "soft-topk")},
+    "gradual-moment": Entrant(
+        "Gradual, |w|·v^¼",
+        _living(lambda *target: shrinkage.GradualMagnitude(*target, score="moment")),
+        needs_moments=True,
+    ),
+    "movement": Entrant(
+        "Movement, second half", _living(lambda *target: shrinkage.Movement(*target, start=0.5, end=0.9))
+    ),
+    "magnitude": Entrant("Magnitude, one-shot", _after),
+    "magnitude-tuned": Entrant("Magnitude, fine-tuned", _tuned_after),
+    "lottery-weights": Entrant("Lottery, weights rewound", _lottery("weights")),
+    "lottery-lr": Entrant("Lottery, learning rate rewound", _lottery("learning-rate")),
+    "random": Entrant("Random", _before(lambda sparsity, seed: shrinkage.Random(sparsity, seed=seed), 0)),
+    "snip": Entrant("SNIP", _before(lambda sparsity, seed: shrinkage.SNIP(sparsity), 10)),
+    "grasp": Entrant("GraSP", _before(lambda sparsity, seed: shrinkage.GraSP(sparsity), 10)),
+    "synflow": Entrant("SynFlow", _before(lambda sparsity, seed: shrinkage.SynFlow(sparsity), 1)),
+}
+"""The methods by the name that ``--method`` takes."""
+
+
+def find(name: str) -> Entrant:
+    """The method of this name.
+
+    Raises:
+        InputError: if there is none, with the nearest.
+    """
+    if name not in ENTRANTS:
+        near = difflib.get_close_matches(name, ENTRANTS, 1, 0.0)[0]
+        raise InputError(f"there is no method {name!r} here; did you mean {near!r}? ({', '.join(ENTRANTS)})")
+    return ENTRANTS[name]

@@ -1,0 +1,174 @@
+"""The training loop of the experiments: an ordinary one, as a user would write it, for every method alike.
+
+On the CPU it runs in float32 on one thread, so that a trial is a function of its settings. On a GPU the whole data set
+lies on the device, and the network is compiled, channels-last, in bfloat16 autocast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shrinkage.core.errors import StateError
+from shrinkage.data import Data
+from shrinkage.data.loader import permutation
+from shrinkage.models import build
+from shrinkage.reproduce import tasks
+from shrinkage.reproduce.trial import Trial
+from shrinkage.training.files import write
+from shrinkage.training.recipes import OPTIMIZERS, SCHEDULES
+
+_CHECK_EVERY = 200  # steps between two looks at the loss; each look waits for the device
+
+
+class Training:
+    """A network and its data, ready to be trained by a method; what entrants are given.
+
+    Args:
+        trial: the settings.
+        data: of its task.
+        device: to train on.
+        checkpoint: file for the state of a training that may be interrupted; None: it is not saved.
+        every: epochs from one saved state to the next.
+
+    Attributes:
+        model: the network, on the device.
+        steps: optimiser steps of the whole budget.
+        step: of these, how many are done.
+        saved: the method's part of the state that the training goes on from; empty in a fresh one.
+    """
+
+    def __init__(
+        self, trial: Trial, data: Data, device: torch.device, checkpoint: Path | None = None, every: int = 10
+    ) -> None:
+        self.trial, self.task = trial, tasks.find(trial.task)
+        self._data, self._device = tasks.on(data, device), device
+        self._checkpoint, self._every = checkpoint, every
+        torch.manual_seed(trial.seed)
+        self.model: nn.Module = build(self.task.model, data).to(device)
+        self._fast = device.type == "cuda"
+        if self._fast:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.epoch_steps = -(-len(data.train) // self.task.batch_size)
+        self.steps = self.epoch_steps * trial.epochs
+        self.step = 0
+        self.seconds = 0.0
+        self.saved: dict[str, Any] = {}
+        self._optimizer_state: dict[str, Any] = {}
+        self._order: tuple[tuple[int, int], Tensor] | None = None
+        if checkpoint is not None and checkpoint.exists():
+            self._restore(torch.load(checkpoint, map_location=device, weights_only=True))
+
+    def batches(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """The first batches of the first epoch, prepared, for methods that look at data."""
+        order = permutation(len(self._data.train), self.trial.seed, 0)
+        size = self.task.batch_size
+        return [self._batch(order[i * size : (i + 1) * size], None) for i in range(count)]
+
+    def train(
+        self,
+        attach: Callable[[torch.optim.Optimizer], object] | None = None,
+        state: Callable[[], dict[str, Any]] = dict,
+        *,
+        first: int = 0,
+        steps: int | None = None,
+    ) -> None:
+        """Train from optimiser step ``first`` to the end of a schedule of ``steps``.
+
+        Args:
+            attach: is given the optimiser before the first step; None for plain training.
+            state: of the method, to be saved with the model's.
+            first: where in the schedule to begin.
+            steps: length of the schedule; by default the whole budget.
+
+        Raises:
+            StateError: if the loss becomes NaN or infinite.
+        """
+        length = self.steps if steps is None else steps
+        trial = self.trial
+        optimizer = OPTIMIZERS[self.task.optimizer](self.model.parameters(), trial.lr, trial.weight_decay)
+        if self._optimizer_state:
+            optimizer.load_state_dict(self._optimizer_state)
+            first, self._optimizer_state = self.step, {}
+        if attach is not None:
+            attach(optimizer)
+        factor = SCHEDULES[trial.schedule]
+        forward: Any = torch.compile(self.model) if self._fast else self.model
+        self.model.train()
+        began = time.perf_counter()
+        for step in range(first, length):
+            for group in optimizer.param_groups:
+                group["lr"] = trial.lr * factor(step / length)
+            x, y = self._at(step)
+            optimizer.zero_grad(set_to_none=self._fast)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._fast):
+                loss = functional.cross_entropy(forward(x), y)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            self.step = step + 1
+            if self.step % _CHECK_EVERY == 0 and not bool(torch.isfinite(loss)):
+                raise StateError(f"the loss is {loss.item()} at step {self.step}: lr={trial.lr:g} is too high")
+            if self._checkpoint is not None and self.step % (self._every * self.epoch_steps) == 0:
+                self._save(optimizer, state(), time.perf_counter() - began)
+        if self._fast:
+            torch.cuda.synchronize(self._device)
+        self.seconds += time.perf_counter() - began
+
+    def _at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of a step; a function of (seed, step) only."""
+        epoch, place = divmod(step, self.epoch_steps)
+        key = (self.trial.seed, epoch)
+        if self._order is None or self._order[0] != key:
+            self._order = key, permutation(len(self._data.train), *key).to(self._device)
+        size = self.task.batch_size
+        generator = None
+        if self._data.augment is not None:
+            generator = torch.Generator(self._device).manual_seed((self.trial.seed << 32) + step)
+        return self._batch(self._order[1][place * size : (place + 1) * size], generator)
+
+    def _batch(self, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        x, y = self._data.train.x[index.to(self._device)], self._data.train.y[index.to(self._device)]
+        if generator is not None and self._data.augment is not None:
+            x = self._data.augment(x, generator)
+        prepared = self._data.prepare(x)
+        return prepared.contiguous(memory_format=torch.channels_last) if self._fast else prepared, y
+
+    def _save(self, optimizer: torch.optim.Optimizer, method: dict[str, Any], seconds: float) -> None:
+        assert self._checkpoint is not None
+        state = {
+            "command": self.trial.command,
+            "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "method": method,
+            "step": self.step,
+            "seconds": self.seconds + seconds,
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write(self._checkpoint, buffer.getvalue())
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["command"] != self.trial.command:
+            raise StateError(f"{self._checkpoint} belongs to another trial: {state['command']}; remove it")
+        self.model.load_state_dict(state["model"])
+        self._optimizer_state, self.saved = state["optimizer"], state["method"]
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Small matrices are not worth sharing, and a sum shared otherwise rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,71 @@
+"""Run one trial from its settings to its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from shrinkage.core.errors import StateError
+from shrinkage.core.footprint import footprint
+from shrinkage.core.selection import resolve, select
+from shrinkage.reproduce import entrants, tasks
+from shrinkage.reproduce.loop import Training, one_thread
+from shrinkage.reproduce.trial import Outcome, Trial, recipe
+from shrinkage.training.evaluate import accuracy
+from shrinkage.training.summary import versions
+
+
+def run(
+    trial: Trial,
+    data_dir: Path | None,
+    device: torch.device,
+    *,
+    data_label: str | None = None,
+    checkpoint: Path | None = None,
+) -> Outcome:
+    """Train, count and evaluate.
+
+    Args:
+        trial: the settings.
+        data_dir: folder with the data set.
+        device: to train on.
+        data_label: what the data is, where the data set's name does not say it.
+        checkpoint: file to go on from, written every ten epochs and removed at the end; None: from the beginning.
+
+    Returns:
+        What came of it; a training that diverges, or misses its sparsity, is an outcome too.
+
+    Raises:
+        InputError: if something is wrong with the settings or the data.
+    """
+    failure, score = None, None
+    with one_thread():
+        data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
+        training = Training(trial, data, device, checkpoint)
+        try:
+            entrants.find(trial.method).run(training)
+            judged_on = (data.validation if trial.validation else None) or data.test
+            score = accuracy(training.model.eval(), judged_on, data.prepare)
+        except StateError as error:  # TargetError is one
+            failure = str(error)
+        model = training.model.cpu()
+        weights = resolve(model, [item.name for item in select(model)])
+        layers = {name: (int((weight == 0).sum()), weight.numel()) for name, weight in weights.items()}
+        total = footprint(model, torch.zeros(1, *data.input_shape)).total
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return Outcome(
+        trial=trial,
+        accuracy=score,
+        failure=failure,
+        zeros=sum(zeros for zeros, _ in layers.values()),
+        weights=sum(units for _, units in layers.values()),
+        mac_density=total.effective_macs / total.macs,
+        seconds=round(training.seconds, 2),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        data_label=data_label,
+        versions=versions(),
+        recipe=recipe(trial.method),
+        layers=layers,
+    )

@@ -1,0 +1,27 @@
+"""Outcomes made by hand."""
+
+from dataclasses import replace
+
+from shrinkage.reproduce.trial import Outcome, Trial, recipe
+from shrinkage.training.summary import versions
+
+TRIAL = Trial("digits", "halo", 0.9, 0, 0.1, 5e-4, "flat-cosine", 2, False)
+
+
+def outcome(accuracy=97.0, failure=None, **settings):
+    trial = replace(TRIAL, **settings)
+    zeros = round(trial.sparsity * 1000)
+    return Outcome(
+        trial,
+        accuracy,
+        failure,
+        zeros,
+        1000,
+        0.1,
+        1.5,
+        "cpu",
+        None,
+        versions(),
+        recipe(trial.method),
+        {"fc.weight": (zeros, 1000)},
+    )

@@ -1,0 +1,69 @@
+import statistics
+
+import pytest
+from lines import outcome
+
+from shrinkage.reproduce.tables import Table, settings
+
+HALO = [97.0, 98.0, 99.0]
+GRADUAL = [96.5, 97.0, 98.5]
+
+
+@pytest.fixture
+def table():
+    return Table(
+        [
+            *(outcome(score, seed=seed) for seed, score in enumerate(HALO)),
+            *(outcome(score, seed=seed, method="gradual") for seed, score in enumerate(GRADUAL)),
+            outcome(60.0, method="random"),
+            outcome(None, "it diverged", method="random", seed=1),
+            outcome(None, "it diverged", method="set"),
+            outcome(99.5, method="dense", sparsity=0.0),
+            outcome(12.0, method="lasso", validation=True),
+        ]
+    )
+
+
+def test_means_and_standard_errors(table):
+    cell = table.cells["halo", 0.9]
+    assert cell.mean == 98.0
+    assert cell.error == pytest.approx(statistics.stdev(HALO) / 3**0.5)
+    assert str(cell) == "98.00 ± 0.58"
+
+
+def test_validation_runs_are_not_in_the_table(table):
+    assert all(method != "lasso" for method, _ in table.cells)
+
+
+def test_the_lead_is_over_the_best_other_on_the_same_seeds(table):
+    other, difference, error, pairs = table.lead("halo", 0.9)
+    differences = [mine - theirs for mine, theirs in zip(HALO, GRADUAL, strict=True)]
+    assert (other, pairs) == ("gradual", 3)
+    assert difference == pytest.approx(statistics.mean(differences))
+    assert error == pytest.approx(statistics.stdev(differences) / 3**0.5)
+    assert "+0.67 ± 0.17 points (3 pairs)" in " ".join(table.remarks("halo"))
+
+
+def test_a_lead_counts_common_seeds_only():
+    table = Table([outcome(90.0, seed=0), outcome(99.0, seed=1), outcome(80.0, seed=0, method="gradual")])
+    assert table.lead("halo", 0.9) == ("gradual", 10.0, None, 1)
+    assert Table([outcome(90.0)]).lead("halo", 0.9) is None
+    assert Table([outcome(90.0), outcome(91.0, method="set", seed=4)]).lead("halo", 0.9) is None
+
+
+def test_failures_stay_in_the_table(table):
+    text = str(table)
+    assert "60.00 (1 failed)" in text
+    assert "failed (1)" in text
+
+
+def test_the_best_comes_first_and_is_bold(table):
+    assert table.methods == ["dense", "halo", "gradual", "random", "set"]
+    lines = table.markdown().splitlines()
+    assert lines[0] == "|  | 90 % |"
+    assert lines[3] == "| HALO | **98.00 ± 0.58** |"
+    assert "**" not in lines[4]
+
+
+def test_settings_are_those_of_the_table(table):
+    assert settings(table.outcomes)["gradual"] == {"lr": 0.1, "weight_decay": 5e-4, "schedule": "flat-cosine"}
