@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any, ClassVar
 
-import click
 import typer
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from shrinkage.cli.app import app as command
+from shrinkage.reproduce.entrants import ENTRANTS
+from shrinkage.reproduce.parts import PARTS
+from shrinkage.reproduce.store import load
+from shrinkage.reproduce.tables import Table, settings
+from shrinkage.reproduce.tasks import TASKS
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -101,24 +106,76 @@ class Measured(SphinxDirective):
         return self.parse_text_to_nodes(TABLES[table](json.loads(path.read_text(encoding="utf-8"))))
 
 
-class Help(SphinxDirective):
-    """What a subcommand prints with ``--help``."""
+class Comparison(SphinxDirective):
+    """A part of the evidence: its table, remarks, plot and the settings that were chosen."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        """Ask the command itself."""
-        group = typer.main.get_command(command)
-        assert isinstance(group, click.Group) or hasattr(group, "commands")
+        """Read the committed outcomes and lay them out."""
         name = self.arguments[0]
-        sub = group.commands[name]
+        path = RESULTS / "halo" / f"{name}.jsonl"
+        self.env.note_dependency(str(path))
+        table = Table(load(path))
+        chosen = [
+            f"| {ENTRANTS[method].title} | {each['lr']:g} | {each['weight_decay']:g} | {each['schedule']} |"
+            for method, each in settings(table.outcomes).items()
+        ]
+        plot = os.path.relpath(path.with_suffix(".svg"), Path(self.env.doc2path(self.env.docname)).parent)
+        remarks = [f"- {remark}" for remark in table.remarks(PARTS[name].methods[0])]
+        head = ["| | learning rate | weight decay | schedule |", "| --- | ---: | ---: | --- |"]
+        text = [table.markdown(), "", *remarks, "", f"![Accuracy by sparsity]({plot})", "", *head, *chosen]
+        return self.parse_text_to_nodes("\n".join(text))
+
+
+class Parts(SphinxDirective):
+    """The parts that ``shrinkage reproduce halo`` knows."""
+
+    def run(self) -> list[nodes.Node]:
+        """Lay out :data:`PARTS`."""
+        rows = []
+        for name, part in PARTS.items():
+            task = TASKS[part.task]
+            sparsities = ", ".join(f"{100 * sparsity:g}" for sparsity in part.sparsities)
+            rows.append(
+                f"| `{name}` | {task.title} | {len(part.methods)} | {sparsities} | {part.seeds} | {task.epochs} "
+                f"| {part.tuning or 'as given'} |"
+            )
+        head = "| part | what | methods | zeros, % | seeds | epochs | trials to tune |"
+        return self.parse_text_to_nodes("\n".join([head, "| --- | --- | ---: | --- | ---: | ---: | ---: |", *rows]))
+
+
+class Entrants(SphinxDirective):
+    """The methods that are compared."""
+
+    def run(self) -> list[nodes.Node]:
+        """Lay out :data:`ENTRANTS`."""
+        rows = [f"| `{name}` | {entrant.title} |" for name, entrant in ENTRANTS.items()]
+        return self.parse_text_to_nodes("\n".join(["| method | |", "| --- | --- |", *rows]))
+
+
+class Help(SphinxDirective):
+    """What a subcommand prints with ``--help``."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Ask the command itself."""
+        sub: Any = typer.main.get_command(command)
+        name = self.arguments[0]
+        for word in name.split():
+            sub = sub.commands[word]
         with sub.context_class(sub, info_name=f"shrinkage {name}", terminal_width=88, max_content_width=88) as context:
             text = sub.get_help(context)
         return [nodes.literal_block(text, text, language="text")]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Offer the directives ``measured`` and ``command-help``."""
+    """Offer this file's directives."""
     app.add_directive("measured", Measured)
     app.add_directive("command-help", Help)
+    app.add_directive("comparison", Comparison)
+    app.add_directive("parts", Parts)
+    app.add_directive("entrants", Entrants)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
