@@ -370,15 +370,19 @@ def test_a_step_that_was_broken_off_loses_nothing(method):
 
 
 @every
-def test_a_step_that_was_broken_off_is_mended_by_loading_its_state(method):
+@pytest.mark.parametrize("anew", [True, False], ids=["attached anew", "loaded"])
+def test_a_step_that_was_broken_off_is_mended_by_loading_its_state(method, anew):
     model, optimizer, attached = start(method, optimizer=Stumbling)
     fit(model, optimizer, range(20))
     before = selected(model, attached)
     optimizer.stumbles = True
     with pytest.raises(KeyboardInterrupt):
         fit(model, optimizer, range(20, 21))
-    attached.detach()
-    attached.attach(optimizer)
+    if anew:
+        attached.detach()
+        attached.attach(optimizer)
+    else:
+        attached.load_state_dict(attached.state_dict())
     assert all(torch.equal(before[name], weight) for name, weight in selected(model, attached).items())
     fit(model, optimizer, range(20, 40))
     assert attached.finalize().zeros == round(0.9 * 960)

@@ -89,6 +89,7 @@ def test_small_weights_that_grow_stay_and_large_ones_that_shrink_go():
     masks, method = tiny([0.1, -0.1, 5.0, -5.0], [-1.0, 1.0, 1.0, -1.0])
     assert masks[-1] == [True, True, False, False]
     assert method.finalize().zeros == 2
+    assert method._solver.form.scores == []  # their memory is free again
 
 
 def test_a_masked_weight_collects_its_score_and_comes_back():

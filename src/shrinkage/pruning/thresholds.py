@@ -17,7 +17,8 @@ exactly if :math:`|\theta_j| / \sigma(s_l) \le c`, so c is the k-th smallest of 
 left to train is how the thresholds of the layers compare. They begin alike, :math:`s_l = 0`, and move along
 :math:`(1 - \sigma(s_l)) (A_l - \pi_l \sum_m A_m)`, where :math:`\pi_l` is the share of layer l in the units within a
 tenth of the threshold: that is the slope if c keeps the count. Without it all thresholds fall together, since each by
-itself would rather be lower, and c undoes it. With several optimisers, the sum is over the tensors of the one that steps.
+itself would rather be lower, and c undoes it. With several optimisers, the sum is over the tensors of the one that
+steps.
 
 In groups ‖θ_g‖₂ takes the place of |θ|. Units that the floor or an N:M pattern keeps are not shrunk.
 """
