@@ -330,3 +330,55 @@ def test_a_compiled_step_is_not_recompiled_from_phase_to_phase(build):
     assert pruned_signs(model, halo) == (0, 0)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class Extended(optim.SGD):
+    """Adds to its base's step; a part of torch's users do."""
+
+    fails = False
+
+    def step(self, closure=None):
+        loss = super().step(closure)
+        if self.fails:
+            raise RuntimeError("on the way")
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_a_step_that_calls_its_base_class_counts_once(with_closure):
+    optim.SGD(MLP().parameters(), lr=0.1)  # torch hooks a class when it is first built: here base and subclass
+    model, plain = MLP(), MLP()
+    plain.load_state_dict(model.state_dict())
+    optimizer, usual = Extended(model.parameters(), lr=0.1), optim.SGD(plain.parameters(), lr=0.1)
+    halo, reference = HALO(model, 0.9, 40).attach(optimizer), HALO(plain, 0.9, 40).attach(usual)
+    for step in range(40):
+        x, y = batch(step)
+        for net, stepper in ((model, optimizer), (plain, usual)):
+
+            def closure(net=net, stepper=stepper):
+                stepper.zero_grad()
+                loss = functional.cross_entropy(net(x), y)
+                loss.backward()
+                return loss
+
+            if with_closure:
+                stepper.step(closure)
+            else:
+                closure()
+                stepper.step()
+    assert halo.step == reference.step == 40
+    assert halo.finalize().zeros == reference.finalize().zeros
+    assert all(torch.equal(weight, plain.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_step_that_fails_does_not_switch_the_method_off():
+    optim.SGD(MLP().parameters(), lr=0.1)
+    model = MLP()
+    optimizer = Extended(model.parameters(), lr=0.1)
+    halo = HALO(model, 0.9, 40).attach(optimizer)
+    optimizer.fails = True
+    with pytest.raises(RuntimeError, match="on the way"):
+        fit(model, optimizer, range(1))
+    optimizer.fails = False
+    fit(model, optimizer, range(1, 6))
+    assert halo.step == 5

@@ -7,11 +7,13 @@ What the hooks have to get right:
 - Under ``GradScaler`` a fused optimiser sees scaled gradients, and its hooks run even when the step
   is skipped because of an overflow.
 - Wrappers (Lightning, accelerate) hide the optimiser that really steps.
+- An optimiser whose ``step`` calls that of its base class runs its hooks twice, since torch hooks both.
 - A copied optimiser has lost its hooks and must say so rather than train on without the method.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
@@ -104,6 +106,8 @@ class OptimizerHooks:
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if _within_another(optimizer):
+            return None
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
         if closure is None:
             if not _skipped(optimizer):
@@ -122,7 +126,7 @@ class OptimizerHooks:
 
     @_eager
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not _skipped(optimizer):
+        if not _skipped(optimizer) and not _within_another(optimizer):
             self._listener.after_step(optimizer)
 
 
@@ -137,6 +141,23 @@ def unwrap_optimizer(optimizer: object, owner: str) -> Optimizer:
             "pass the object whose step() updates the model's weights"
         )
     return inner
+
+
+_hooked_step = Optimizer.profile_hook_step(lambda optimizer: None).__code__  # every hooked step runs this code
+
+
+def _within_another(optimizer: Optimizer) -> bool:
+    """Whether this step is a part of another of the same optimiser, whose class extends its base's ``step``.
+
+    The stack is asked, since a step that raises has no end that a flag could be taken down at.
+    """
+    if sum("step" in vars(kind) for kind in type(optimizer).__mro__ if kind is not Optimizer) < 2:
+        return False
+    frame, depth = sys._getframe(1), 0
+    while frame.f_back is not None:
+        frame = frame.f_back
+        depth += frame.f_code is _hooked_step and frame.f_locals.get("self") is optimizer
+    return depth > 1
 
 
 def _skipped(optimizer: Optimizer) -> bool:
