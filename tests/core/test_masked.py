@@ -171,6 +171,18 @@ def test_units_are_exact_at_every_step_from_the_start(method, cut):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_layer_may_stay_dense_beside_n_of_m(method):
+    model = MLP()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    options = {"granularity": NM(2, 4), "layer_sparsity": {"2.*": 0}, "interval": 3}
+    sparse = METHODS[method](model, None, 60, **options).attach(optimizer)
+    dense = []
+    fit(model, optimizer, range(60), after=lambda: dense.append(sparse.measure()["2.weight"]))
+    assert set(dense) == {(0, 512)}
+    assert sparse.finalize().zeros == (384 + 64) // 2
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "kind", [partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-2), partial(optim.AdamW, lr=0.01), optim.Muon]
 )
