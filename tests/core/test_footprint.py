@@ -240,7 +240,9 @@ def test_our_models_agree_with_pytorchs_own_counter(name):
     assert result.total.macs - norms == counter.get_total_flops() // 2
     assert result.total.parameters == sum(p.numel() for p in model.parameters())
     attention = sum(
-        2 * 64**2 * layer.embed_dim for layer in model.modules() if isinstance(layer, nn.MultiheadAttention)
+        2 * len(model.position) ** 2 * layer.embed_dim
+        for layer in model.modules()
+        if isinstance(layer, nn.MultiheadAttention)
     )
     assert footprint(thin(model, 1.0), x).total.effective_macs == attention  # what has no weights remains
 

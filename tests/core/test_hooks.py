@@ -355,7 +355,7 @@ def test_a_step_that_calls_its_base_class_counts_once(with_closure):
         x, y = batch(step)
         for net, stepper in ((model, optimizer), (plain, usual)):
 
-            def closure(net=net, stepper=stepper):
+            def closure(net=net, stepper=stepper, x=x, y=y):
                 stepper.zero_grad()
                 loss = functional.cross_entropy(net(x), y)
                 loss.backward()

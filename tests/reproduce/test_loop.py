@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from data.small_files import write_mnist
 from lines import TRIAL
 
 from shrinkage import StateError
@@ -10,6 +9,7 @@ from shrinkage.reproduce import entrants, tasks
 from shrinkage.reproduce.entrants import ENTRANTS
 from shrinkage.reproduce.loop import Training
 from shrinkage.reproduce.run import run
+from small_files import write_mnist
 
 CPU = torch.device("cpu")
 
