@@ -5,7 +5,7 @@ is found digit by digit: count how many values carry each leading digit, step in
 holds the k-th, go on with the next digit (radix select). It needs no sort, moves no data to the host,
 and counts add up, so tensors on several layers, devices or ranks behave as one long array.
 
-On the CPU the plain "which value" question has a faster answer, by sampling (Floyd and Rivest, 1975).
+On the CPU the question "which value" has a faster answer, by sampling (Floyd and Rivest, 1975).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _DIGIT_BITS = 16
 _BINS = 1 << _DIGIT_BITS
 _SMALL = 1 << 14  # as many values are partitioned as fast as they are sampled
 _NEAR = 0.03  # how far, relatively, a guess is trusted
+_SAMPLED = (torch.float32, torch.float64)  # what numpy can partition
 _KEYS = {
     torch.float64: torch.int64,
     torch.float32: torch.int32,
@@ -47,7 +48,7 @@ def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
     if not 1 <= k <= values.numel():
         raise IndexError(f"k must lie in 1..{values.numel()}, got {k}")
     flat = values.detach().reshape(-1)
-    if flat.device.type == "cpu" and flat.dtype in (torch.float32, torch.float64):
+    if flat.device.type == "cpu" and flat.dtype in _SAMPLED:
         found = _bracketed_select(flat.numpy(), k, None if near is None else float(near))
         return torch.tensor(found, dtype=flat.dtype)
     value, _ = _radix_select([flat], k)
@@ -56,7 +57,7 @@ def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
 
 def count_above(values: Tensor, limit: Tensor) -> Tensor:
     """How many of ``values`` are larger than the 0-d ``limit``, as a 0-d tensor."""
-    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+    if values.device.type != "cpu" or values.dtype not in _SAMPLED:
         return torch.count_nonzero(values > limit)
     flat, bound = values.reshape(-1).numpy(), limit.numpy()
     return torch.tensor(sum(np.count_nonzero(flat[i : i + PIECE] > bound) for i in range(0, flat.size, PIECE)))
@@ -86,9 +87,13 @@ def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = No
         return [torch.zeros_like(part, dtype=torch.bool) for part in parts]
     if k == total:
         return [torch.ones_like(part, dtype=torch.bool) for part in parts]
-    value, below = _radix_select([part.detach().reshape(-1) for part in parts], k)
+    flats = [part.detach().reshape(-1) for part in parts]
+    sampled = all(flat.device.type == "cpu" and flat.dtype in _SAMPLED for flat in flats)
+    value, below = _sampled_select(flats, k) if sampled else _radix_select(flats, k)
     tied = [part == value.to(part.device) for part in parts]
     ties_left = k - below
+    if sampled and sum(int(mark.count_nonzero()) for mark in tied) == ties_left:  # as a rule: then all of them go
+        return [part <= value for part in parts]
     if then is not None:
         # Beyond the tied values nothing competes: an infinite second key sends the rest to the back.
         seconds = [torch.where(mark, key, torch.inf) for mark, key in zip(tied, then, strict=True)]
@@ -101,6 +106,13 @@ def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = No
         chosen.append((part < value.to(part.device)) | (mark & fits))
         ties_left = ties_left - mark.sum().to(ties_left.device)
     return chosen
+
+
+def _sampled_select(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """What :func:`_radix_select` gives, for tensors on the CPU that numpy can partition."""
+    values = torch.cat(list(flats)).numpy()
+    found = _bracketed_select(values, k, None)
+    return torch.tensor(found, dtype=flats[0].dtype), torch.tensor(int(np.count_nonzero(values < found)))
 
 
 def _bracketed_select(values: NDArray[Any], k: int, near: float | None) -> float:
