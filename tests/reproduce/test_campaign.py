@@ -3,6 +3,8 @@ import shlex
 from dataclasses import replace
 
 import pytest
+import torch
+from lines import TRIAL
 
 from shrinkage import InputError
 from shrinkage.reproduce import tasks
@@ -22,7 +24,7 @@ def short(monkeypatch):
 def carry_out(path, part=PART, limit=None):
     said = []
     with Results(path, said.append) as results:
-        table = Campaign(part, Place(None, "cpu", 2), results, said.append, limit).run()
+        table = Campaign(part, Place(None, torch.device("cpu"), 2), results, said.append, limit).run()
     return table, [line for line in said if "seed" in line]
 
 
@@ -85,7 +87,7 @@ def test_an_interruption_stops_the_workers_and_keeps_what_is_done(tmp_path):
             raise Power
 
     with pytest.raises(Power), Results(path, print) as results:
-        Campaign(part, Place(None, "cpu", 2), results, stop).run()
+        Campaign(part, Place(None, torch.device("cpu"), 2), results, stop).run()
     assert 3 <= len(load(path)) <= 6
     assert multiprocessing.active_children() == []
 
@@ -103,3 +105,31 @@ def test_any_row_can_be_run_again_by_the_command_beside_it(tmp_path, capsys):
     assert not left.value.code
     again = parse(capsys.readouterr().out)
     assert replace(again, seconds=row.seconds) == row
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["halo", "--part", "mnst"], "did you mean 'mnist'"),
+        (["halo", "--quick", "--device", "gpu"], "device 'gpu' is not known"),
+        (["halo", "--quick", "--processes", "0"], "0 is not in the range"),
+        (["halo", "--part", "mnist", "--data-dir", "file"], "must be a folder"),
+        (["halo", "--quick", "--out", "file"], "cannot be written"),
+        (["trial", "--sparsity", "95"], "95.0"),
+        (["trial", "--method", "hallo"], "did you mean 'halo'"),
+    ],
+)
+def test_bad_input_is_refused_in_plain_words(arguments, said, tmp_path, monkeypatch, capsys):
+    from shrinkage.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    if arguments[0] == "trial":
+        usual = shlex.split(TRIAL.command)[3:]
+        arguments = ["trial", *usual, *arguments[1:]]
+    with pytest.raises(SystemExit) as left:
+        app(["reproduce", *arguments], prog_name="shrinkage")
+    assert left.value.code == 2
+    told = capsys.readouterr().err
+    assert said in " ".join(told.replace("│", " ").split())
+    assert "Traceback" not in told

@@ -14,7 +14,7 @@ from shrinkage.cli.options import Debug
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run the experiments this library is judged by.")
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set; what is missing is downloaded into it.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 DataLabel = Annotated[
     str | None, typer.Option(help="Say what the data is where it is not the original, such as a JPEG copy.")
 ]
@@ -29,7 +29,9 @@ def halo(
     quick: Annotated[bool, typer.Option("--quick", help="Digits instead: a few minutes, nothing to download.")] = False,
     data_dir: DataDir = None,
     out: Annotated[Path, typer.Option(help="Folder for results, tables and plots.")] = Path("runs/reproduce-halo"),
-    processes: Annotated[int | None, typer.Option(help="Trainings at a time. [default: as many as processors]")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time. [default: as many as processors]")
+    ] = None,
     device: Device = "cpu",
     data_label: DataLabel = None,
     limit: Annotated[float | None, typer.Option(help="Minutes after which no further training is begun.")] = None,
@@ -43,9 +45,10 @@ def halo(
         from shrinkage.reproduce.campaign import Place
         from shrinkage.reproduce.halo import reproduce
         from shrinkage.reproduce.parts import PARTS
+        from shrinkage.reproduce.run import device as find_device
 
         names = part or (["quick"] if quick else ["mnist", "lenet-5", "cnn", "vit"])
-        place = Place(data_dir, device, processes or os.cpu_count() or 1, data_label, out / "checkpoints")
+        place = Place(data_dir, find_device(device), processes or os.cpu_count() or 1, data_label, out / "checkpoints")
         tables = reproduce(names, out, place, tell=say, limit=None if limit is None else 60 * limit)
         for name, table in tables.items():
             remarks = table.remarks(PARTS[name].methods[0])
@@ -71,10 +74,9 @@ def trial(
 ) -> None:
     """Run one training again and print its line: the settings are those of any line in a results file."""
     with reported(debug, []):
-        import torch
-
+        from shrinkage.reproduce.run import device as find_device
         from shrinkage.reproduce.run import run
         from shrinkage.reproduce.trial import Trial
 
         settings = Trial(task, method, sparsity, seed, lr, weight_decay, schedule, epochs, validation)
-        echo(run(settings, data_dir, torch.device(device), data_label=data_label).to_json())
+        echo(run(settings, data_dir, find_device(device), data_label=data_label).to_json())

@@ -43,7 +43,7 @@ class Place:
     """
 
     data_dir: Path | None
-    device: str
+    device: torch.device
     processes: int
     data_label: str | None = None
     checkpoints: Path | None = None
@@ -151,7 +151,7 @@ class Campaign:
         name = hashlib.sha256(trial.command.encode()).hexdigest()[:16]
         checkpoint = None if place.checkpoints is None else place.checkpoints / f"{name}.pt"
         outcome = self._pool.submit(
-            run, trial, place.data_dir, torch.device(place.device), data_label=place.data_label, checkpoint=checkpoint
+            run, trial, place.data_dir, place.device, data_label=place.data_label, checkpoint=checkpoint
         ).result()
         self._results.add(outcome)
         with self._guard:

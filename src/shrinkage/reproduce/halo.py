@@ -40,7 +40,10 @@ def reproduce(
             raise InputError(f"there is no part {name!r}; did you mean {near!r}? ({', '.join(PARTS)})")
     tables = {}
     if place.checkpoints is not None:
-        place.checkpoints.mkdir(parents=True, exist_ok=True)
+        try:
+            place.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{place.checkpoints} cannot be written: {error.strerror}") from error
     for name in names:
         part = PARTS[name]
         tell(f"{name}: {tasks.find(part.task).title}")

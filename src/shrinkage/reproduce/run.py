@@ -12,14 +12,27 @@ from shrinkage.core.selection import resolve, select
 from shrinkage.reproduce import entrants, tasks
 from shrinkage.reproduce.loop import Training, one_thread
 from shrinkage.reproduce.trial import Outcome, Trial, recipe
+from shrinkage.training.config import accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.summary import versions
+
+
+def device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: if there is none here.
+    """
+    kind, index = accelerator(name)
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(kind, index) if index is not None else torch.device(kind)
 
 
 def run(
     trial: Trial,
     data_dir: Path | None,
-    device: torch.device,
+    where: torch.device,
     *,
     data_label: str | None = None,
     checkpoint: Path | None = None,
@@ -29,7 +42,7 @@ def run(
     Args:
         trial: the settings.
         data_dir: folder with the data set.
-        device: to train on.
+        where: the device to train on.
         data_label: what the data is, where the data set's name does not say it.
         checkpoint: file to go on from, written every ten epochs and removed at the end; None: from the beginning.
 
@@ -42,7 +55,7 @@ def run(
     failure, score = None, None
     with one_thread():
         data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
-        training = Training(trial, data, device, checkpoint)
+        training = Training(trial, data, where, checkpoint)
         try:
             entrants.find(trial.method).run(training)
             judged_on = (data.validation if trial.validation else None) or data.test
@@ -63,7 +76,7 @@ def run(
         weights=sum(units for _, units in layers.values()),
         mac_density=total.effective_macs / total.macs,
         seconds=round(training.seconds, 2),
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         data_label=data_label,
         versions=versions(),
         recipe=recipe(trial.method),
