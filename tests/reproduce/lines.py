@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from shrinkage.reproduce.trial import Outcome, Trial, recipe
+from shrinkage.reproduce.entrants import recipe
+from shrinkage.reproduce.trial import Outcome, Trial
 from shrinkage.training.summary import versions
 
 TRIAL = Trial("digits", "halo", 0.9, 0, 0.1, 5e-4, "flat-cosine", 2, False)

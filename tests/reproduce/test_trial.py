@@ -28,7 +28,6 @@ def test_the_command_names_every_setting():
     ("wrong", "said"),
     [
         ({"task": "mnst"}, "did you mean 'mnist'"),
-        ({"method": "hallo"}, "did you mean 'halo'"),
         ({"schedule": "steps"}, "flat-cosine"),
         ({"sparsity": 0.0}, "0.95"),
         ({"sparsity": 95.0}, "95.0"),

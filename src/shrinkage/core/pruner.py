@@ -7,8 +7,8 @@ kept at zero by :func:`shrinkage.keep_zeros`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Unpack
+from collections.abc import Iterable, Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,7 @@ from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
 from shrinkage.core.result import Sparsified
 from shrinkage.core.selection import unwrap
-from shrinkage.core.sensitivity import random_state_kept
-
-Batch = tuple[Any, Any]
-Loss = Callable[[Any, Any], Tensor]
+from shrinkage.core.sensitivity import Batch, Loss, random_state_kept
 
 
 class Pruner(ABC):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from shrinkage.core.errors import InputError
 from shrinkage.core.granularity import wide
 from shrinkage.core.plan import Plan
 
-if TYPE_CHECKING:
-    from shrinkage.core.pruner import Batch, Loss
+Batch = tuple[Any, Any]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def random_state_kept(model: nn.Module) -> AbstractContextManager[None]:

@@ -32,8 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shrinkage.core.granularity import wide
 from shrinkage.core.plan import Plan
-from shrinkage.core.pruner import Batch, Loss, Pruner
-from shrinkage.core.sensitivity import mean_over_batches, pairs, unit_sums
+from shrinkage.core.pruner import Pruner
+from shrinkage.core.sensitivity import Batch, Loss, mean_over_batches, pairs, unit_sums
 
 
 class GraSP(Pruner):

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from shrinkage.core.plan import Plan
-from shrinkage.core.pruner import Batch, Loss, Pruner
+from shrinkage.core.pruner import Pruner
+from shrinkage.core.sensitivity import Batch, Loss
 
 
 class Magnitude(Pruner):

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from shrinkage.core.errors import InputError
 from shrinkage.core.options import Options
 from shrinkage.core.plan import Plan
-from shrinkage.core.pruner import Batch, Loss, Pruner
+from shrinkage.core.pruner import Pruner
+from shrinkage.core.sensitivity import Batch, Loss
 
 
 class Random(Pruner):

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from shrinkage.core.granularity import wide
 from shrinkage.core.plan import Plan
-from shrinkage.core.pruner import Batch, Loss, Pruner
-from shrinkage.core.sensitivity import mean_over_batches, unit_sums
+from shrinkage.core.pruner import Pruner
+from shrinkage.core.sensitivity import Batch, Loss, mean_over_batches, unit_sums
 
 
 class SNIP(Pruner):

@@ -36,8 +36,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from shrinkage.core.errors import InputError, StateError
 from shrinkage.core.options import Options
 from shrinkage.core.plan import Plan
-from shrinkage.core.pruner import Batch, Loss, Pruner, ranking
-from shrinkage.core.sensitivity import pairs, unit_sums
+from shrinkage.core.pruner import Pruner, ranking
+from shrinkage.core.sensitivity import Batch, Loss, pairs, unit_sums
 
 
 class SynFlow(Pruner):

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Run = Callable[["Training"], None]
 
+LOOP = 1
+"""Counts up when the same settings come to mean another training of every method: see :func:`recipe`."""
+
 
 @dataclass(frozen=True)
 class Entrant:
@@ -141,3 +144,8 @@ def find(name: str) -> Entrant:
         near = difflib.get_close_matches(name, ENTRANTS, 1, 0.0)[0]
         raise InputError(f"there is no method {name!r} here; did you mean {near!r}? ({', '.join(ENTRANTS)})")
     return ENTRANTS[name]
+
+
+def recipe(method: str) -> str:
+    """What a result must agree in beside its settings and versions: how the loop trains, and the method."""
+    return f"{LOOP}.{find(method).recipe}"

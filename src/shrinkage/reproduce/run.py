@@ -11,7 +11,7 @@ from shrinkage.core.footprint import footprint
 from shrinkage.core.selection import resolve, select
 from shrinkage.reproduce import entrants, tasks
 from shrinkage.reproduce.loop import Training, one_thread
-from shrinkage.reproduce.trial import Outcome, Trial, recipe
+from shrinkage.reproduce.trial import Outcome, Trial
 from shrinkage.training.config import accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.summary import versions
@@ -52,12 +52,13 @@ def run(
     Raises:
         InputError: if something is wrong with the settings or the data.
     """
+    method = entrants.find(trial.method)
     failure, score = None, None
     with one_thread():
         data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
         training = Training(trial, data, where, checkpoint)
         try:
-            entrants.find(trial.method).run(training)
+            method.run(training)
             judged_on = (data.validation if trial.validation else None) or data.test
             score = accuracy(training.model.eval(), judged_on, data.prepare)
         except StateError as error:  # TargetError is one
@@ -79,6 +80,6 @@ def run(
         device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         data_label=data_label,
         versions=versions(),
-        recipe=recipe(trial.method),
+        recipe=entrants.recipe(trial.method),
         layers=layers,
     )

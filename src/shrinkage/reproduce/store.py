@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from shrinkage.core.errors import InputError
-from shrinkage.reproduce.trial import Outcome, Trial, parse, recipe
+from shrinkage.reproduce.entrants import ENTRANTS, recipe
+from shrinkage.reproduce.trial import Outcome, Trial, parse
 from shrinkage.training.files import lock, write
 from shrinkage.training.summary import versions
 
@@ -52,7 +53,11 @@ class Results:
             self._stack = stack.pop_all()
         mine = _relevant(versions())
         for outcome in outcomes:
-            if outcome.recipe == recipe(outcome.trial.method) and _relevant(outcome.versions) == mine:
+            if (
+                outcome.trial.method in ENTRANTS
+                and outcome.recipe == recipe(outcome.trial.method)
+                and _relevant(outcome.versions) == mine
+            ):
                 self._known[outcome.trial] = outcome
         if others := sum(outcome.trial not in self._known for outcome in outcomes):
             self._tell(f"{self._path}: {others} results of other versions are not used")

@@ -10,16 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shrinkage.core.errors import InputError
-from shrinkage.reproduce import entrants, tasks
+from shrinkage.reproduce import tasks
 from shrinkage.training.recipes import SCHEDULES
-
-RECIPE = 1
-"""Counts up when the same settings come to mean another training; older results are then not mixed in."""
-
-
-def recipe(method: str) -> str:
-    """What a result must agree in beside its settings and versions: the loop's recipe and the method's."""
-    return f"{RECIPE}.{entrants.find(method).recipe}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,6 @@ class Trial:
 
     def __post_init__(self) -> None:
         tasks.find(self.task)
-        entrants.find(self.method)
         if self.schedule not in SCHEDULES:
             raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         dense = self.method == "dense"
@@ -94,7 +85,7 @@ class Outcome:
         device: what it ran on.
         data_label: what the data was, where the name of the data set does not say it.
         versions: of Python and of the packages that matter.
-        recipe: see :func:`recipe`, as it was then.
+        recipe: see :func:`~shrinkage.reproduce.entrants.recipe`, as it was then.
         layers: zeros and weights by tensor.
     """
 
