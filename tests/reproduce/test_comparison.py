@@ -3,6 +3,7 @@ import statistics
 import pytest
 from lines import outcome
 
+from shrinkage import InputError
 from shrinkage.reproduce.tables import Table, settings
 
 HALO = [97.0, 98.0, 99.0]
@@ -67,3 +68,17 @@ def test_the_best_comes_first_and_is_bold(table):
 
 def test_settings_are_those_of_the_table(table):
     assert settings(table.outcomes)["gradual"] == {"lr": 0.1, "weight_decay": 5e-4, "schedule": "flat-cosine"}
+
+
+def test_a_method_that_failed_is_not_the_best_other():
+    lucky = [outcome(99.9, method="synflow"), outcome(None, "it diverged", method="synflow", seed=1)]
+    sound = [outcome(97.0, method="gradual", seed=seed) for seed in range(2)]
+    own = [outcome(98.5, method="halo-paper", seed=seed) for seed in range(2)]
+    table = Table([*lucky, *sound, *own, *(outcome(98.0, seed=seed) for seed in range(2))])
+    assert table.lead("halo", 0.9)[0] == "gradual"
+    assert table.ranking(0.9)[-1] == "synflow"
+
+
+def test_no_mean_over_different_settings():
+    with pytest.raises(InputError, match="halo has outcomes of different settings"):
+        Table([outcome(98.0), outcome(90.0, seed=1, lr=0.2)])

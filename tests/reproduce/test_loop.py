@@ -4,7 +4,6 @@ import pytest
 import torch
 from lines import TRIAL
 
-from shrinkage import StateError
 from shrinkage.reproduce import entrants, tasks
 from shrinkage.reproduce.entrants import ENTRANTS
 from shrinkage.reproduce.loop import Training
@@ -73,11 +72,43 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(method, tmp_path, monk
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_a_checkpoint_of_another_trial_is_refused(tmp_path):
+def test_a_checkpoint_of_another_origin_or_a_broken_one_is_as_none(tmp_path):
     file = tmp_path / "state.pt"
-    ENTRANTS["dense"].run(start(replace(TRIAL, method="dense", sparsity=0.0), checkpoint=file, every=1))
-    with pytest.raises(StateError, match="another trial"):
-        start(TRIAL, checkpoint=file)
+    dense = replace(TRIAL, method="dense", sparsity=0.0)
+    ENTRANTS["dense"].run(start(dense, checkpoint=file, every=1))
+    assert start(dense, checkpoint=file).step > 0
+    assert start(TRIAL, checkpoint=file).step == 0
+    assert start(dense, checkpoint=file, recipe="another").step == 0
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert start(dense, checkpoint=file).step == 0
+
+
+@pytest.mark.parametrize("method", ["magnitude-tuned", "lottery-weights", "lottery-lr"])
+def test_procedures_of_several_trainings_use_the_budget_and_see_new_data(method, tmp_path, monkeypatch):
+    trial = replace(TRIAL, method=method, epochs=4)
+    training = start(trial)
+    seen = []
+    fetch = training._at
+    monkeypatch.setattr(training, "_at", lambda step: seen.append(step) or fetch(step))
+    ENTRANTS[method].run(training)
+    assert seen == list(range(len(seen)))
+    assert 0.97 * training.steps <= len(seen) <= training.steps
+    file = tmp_path / "state.pt"
+    run(replace(trial, epochs=20), None, CPU, checkpoint=file)  # would be saved at 10, were it a single training
+    assert not file.exists()
+    assert not ENTRANTS[method].resumable
+
+
+def test_the_seed_reaches_random_patterns():
+    def pattern(method, seed):
+        training = start(replace(TRIAL, method=method, seed=seed, epochs=1))
+        ENTRANTS[method].run(training)
+        return training.model
+
+    for method in ("rigl", "set", "random"):
+        one, other = ([p != 0 for p in pattern(method, seed).parameters() if p.ndim > 1] for seed in (0, 1))
+        shared = sum(int((a & b).sum()) for a, b in zip(one, other, strict=True))
+        assert shared < 0.5 * sum(int(a.sum()) for a in one), method
 
 
 def test_a_training_that_diverges_is_an_outcome_that_says_so():

@@ -36,28 +36,59 @@ def test_a_half_written_line_is_told_of_and_its_trial_is_run_again(path, cut):
     fill(path, first)
     with path.open("a") as file:
         file.write(second.to_json()[:cut])
-    before = path.read_bytes()
     said = []
     with Results(path, said.append) as results:
         assert results.get(first.trial) == first
         assert results.get(second.trial) is None
         results.add(second)
-    assert "1 lines are broken" in said[0]
-    assert path.with_name("part.jsonl.broken").read_bytes() == before
+    assert "broken lines: 1" in said[0]
+    assert path.with_name("part.jsonl.broken").read_text() == second.to_json()[:cut] + "\n"
     assert load(path) == [first, second]
 
 
-def test_lines_that_are_json_but_no_outcomes_are_broken_too(path):
+def test_whole_lines_of_another_form_are_not_used_and_not_lost(path):
     fill(path, outcome())
     altered = json.loads(outcome(seed=3).to_json())
     altered["trial"]["sparsity"] = 0.5  # the command says otherwise
+    later = json.loads(outcome(seed=4).to_json()) | {"a field of a later version": 1}
+    lines = '{"seed": 1}\n[]\n"text"\n' + json.dumps(altered) + "\n" + json.dumps(later) + "\n"
     with path.open("a") as file:
-        file.write('{"seed": 1}\n[]\n"text"\n' + json.dumps(altered) + "\n")
+        file.write(lines)
+    before = path.read_bytes()
     said = []
     with Results(path, said.append):
         pass
-    assert "4 lines are broken" in said[0]
+    assert "not used: 5" in said[0]
+    assert path.read_bytes() == before
     assert load(path) == [outcome()]
+
+
+def test_broken_lines_add_up_aside(path):
+    for seed in range(2):
+        fill(path, outcome(seed=seed))
+        with path.open("a") as file:
+            file.write('{"half')
+    with Results(path, str):
+        pass
+    assert path.with_name("part.jsonl.broken").read_text() == '{"half\n{"half\n'
+    assert len(load(path)) == 2
+
+
+def test_a_last_line_without_its_newline_is_whole(path):
+    fill(path, outcome())
+    path.write_text(path.read_text().rstrip("\n"))
+    fill(path, outcome(seed=1))
+    assert load(path) == [outcome(), outcome(seed=1)]
+
+
+def test_results_of_another_device_or_data_are_not_used(path):
+    copied = replace(outcome(seed=1), data_label="a JPEG copy")
+    card = replace(outcome(seed=2), device="NVIDIA H100")
+    fill(path, outcome(), copied, card)
+    for origin, there in (((), 0), (("cpu", "a JPEG copy"), 1), (("NVIDIA H100",), 2)):
+        with Results(path, str, *origin) as results:
+            known = [results.get(outcome(seed=seed).trial) is not None for seed in range(3)]
+        assert known == [seed == there for seed in range(3)]
 
 
 def test_results_of_another_version_or_recipe_are_not_used_and_not_lost(path):
@@ -72,8 +103,9 @@ def test_results_of_another_version_or_recipe_are_not_used_and_not_lost(path):
     with Results(path, said.append) as results:
         assert results.get(here.trial) == here
         assert [results.get(other.trial) for other in others] == [None] * 3
-    assert "3 results of other versions are not used" in said[0]
-    assert load(path) == [here, *others]
+    assert "not used: 3" in said[0]
+    assert load(path) == [here, *others[:2]]  # tables show other versions and say so, but no other recipe
+    assert len(path.read_text().splitlines()) == 4
 
 
 def test_a_table_of_different_origin_says_so():

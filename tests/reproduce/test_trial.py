@@ -1,3 +1,4 @@
+import json
 import shlex
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from shrinkage.reproduce.trial import parse
 
 def test_a_line_is_read_back_as_it_was():
     for each in (outcome(), outcome(None, "it diverged"), outcome(validation=True, lr=0.0123, weight_decay=3.21e-05)):
-        assert parse(each.to_json()) == each
+        assert parse(json.loads(each.to_json())) == each
 
 
 def test_the_command_names_every_setting():

@@ -12,10 +12,10 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,9 @@ from shrinkage.reproduce.run import run
 from shrinkage.reproduce.store import Results
 from shrinkage.reproduce.tables import Table
 from shrinkage.reproduce.trial import Outcome, Trial
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _TUNING_SEED = 1000  # not among those of the table
 
@@ -57,15 +60,21 @@ class Campaign:
         place: where trials run.
         results: where outcomes are kept; open.
         tell: receives a line a trial.
-        limit: trials to run at most, for a session of limited length; None: all.
+        deadline: when, by :func:`time.monotonic`, no further trial is begun; None: never.
+
+    Raises:
+        InputError: if a method cannot be trained by the task's optimiser.
     """
 
     def __init__(
-        self, part: Part, place: Place, results: Results, tell: Callable[[str], None], limit: float | None = None
+        self, part: Part, place: Place, results: Results, tell: Callable[[str], None], deadline: float | None = None
     ) -> None:
         self._part, self._place, self._results, self._tell = part, place, results, tell
         self._task = tasks.find(part.task)
-        self._ends = None if limit is None else time.monotonic() + limit
+        self._deadline = deadline
+        for method in part.methods:
+            if entrants.find(method).needs_moments and self._task.optimizer == "sgd":
+                raise InputError(f"{method} needs an optimiser of the Adam family, and {part.task} is trained by sgd")
         self._guard = threading.Lock()
         self._done = 0
 
@@ -73,18 +82,21 @@ class Campaign:
         """Do what is missing.
 
         Returns:
-            The table of all that is done; with a ``limit`` it may lack some.
+            The table of all that is done; with a ``deadline`` it may lack some.
         """
+        tasks.read(self._task, self._place.data_dir, held_out=False)  # what is wrong with the data is said once
+        known, total = len(self._results), self._part.trainings
+        self._tell(f"trainings: {total}, of which {min(known, total)} are done; what is interrupted goes on next time")
         with (
             ProcessPoolExecutor(self._place.processes, multiprocessing.get_context("spawn")) as self._pool,
             ThreadPoolExecutor(self._place.processes) as threads,
         ):
             try:
-                chosen = dict(zip(self._part.methods, threads.map(self._tune, self._part.methods), strict=True))
-                ready = {method: settings for method, settings in chosen.items() if settings is not None}
-                table = Table(list(filter(None, threads.map(self._outcome, self._grid(ready)))))
-                extra = list(threads.map(self._outcome, self._paired(ready, table)))
-                return Table([*table.outcomes, *filter(None, extra)])
+                found = _all(threads, self._tune, self._part.methods)
+                chosen = {m: settings for m, settings in zip(self._part.methods, found, strict=True) if settings}
+                table = Table(list(filter(None, _all(threads, self._outcome, self._grid(chosen)))))
+                extra = filter(None, _all(threads, self._outcome, self._paired(chosen, table)))
+                return Table([*table.outcomes, *extra])
             except BaseException:
                 threads.shutdown(wait=False, cancel_futures=True)
                 for worker in multiprocessing.active_children():  # what they were at is run again next time
@@ -114,15 +126,12 @@ class Campaign:
 
     def _tune(self, method: str) -> tuple[float, float, str] | None:
         """The settings with the best held-out accuracy; None if time ran out."""
-        if entrants.find(method).needs_moments and self._task.optimizer == "sgd":
-            raise InputError(f"{method} needs an optimiser of the Adam family, and {self._part.task} is trained by sgd")
         if not self._part.tuning:
             return self._task.start
         optuna: Any = require("optuna", "reproduce")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(self._part.tuning // 2, 1))
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.enqueue_trial(dict(zip(("lr", "weight_decay", "schedule"), self._task.start, strict=True)))
         space = self._task.space
         ranges = {
             "lr": optuna.distributions.FloatDistribution(*space.lr, log=True),
@@ -145,7 +154,7 @@ class Campaign:
         known = self._results.get(trial)
         if known is not None:
             return known
-        if self._ends is not None and time.monotonic() > self._ends:
+        if self._deadline is not None and time.monotonic() > self._deadline:
             return None
         place = self._place
         name = hashlib.sha256(trial.command.encode()).hexdigest()[:16]
@@ -159,10 +168,20 @@ class Campaign:
             score = outcome.failure or f"{outcome.accuracy:.2f} %"
             aim = "validation" if trial.validation else "test"
             self._tell(
-                f"{self._done:4d}  {trial.method} at {trial.sparsity:.1%}, seed {trial.seed}: {aim} {score}, "
-                f"{outcome.seconds:.0f} s"
+                f"{self._done:4d}  {entrants.find(trial.method).title} at {100 * trial.sparsity:g} %, "
+                f"seed {trial.seed}: {aim} {score}, {outcome.seconds:.0f} s"
             )
         return outcome
+
+
+def _all(threads: ThreadPoolExecutor, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``call`` on each item; the first error is raised at once."""
+    futures = [threads.submit(call, item) for item in items]
+    wait(futures, return_when=FIRST_EXCEPTION)
+    for future in futures:
+        if future.done() and future.exception() is not None:
+            future.result()
+    return [future.result() for future in futures]
 
 
 def _short(value: float) -> float:

@@ -36,20 +36,22 @@ class Entrant:
         title: its name in tables and plots.
         run: trains ``training.model`` to ``training.trial.sparsity`` within ``training.steps`` optimiser steps.
         recipe: counts up when the method comes to mean another training, so that older results of it are run again.
+        resumable: whether it is a single training, which can go on from a saved state.
         needs_moments: whether it needs an optimiser of the Adam family.
     """
 
     title: str
     run: Run
     recipe: int = 1
+    resumable: bool = True
     needs_moments: bool = False
 
 
-def _living(make: Callable[[nn.Module, float, int], Sparsifier]) -> Run:
+def _living(make: Callable[[nn.Module, float, int, int], Sparsifier]) -> Run:
     """A method that lives inside the loop."""
 
     def run(training: Training) -> None:
-        method = make(training.model, training.trial.sparsity, training.steps)
+        method = make(training.model, training.trial.sparsity, training.steps, training.trial.seed)
         if training.saved:
             method.load_state_dict(training.saved)
         training.train(method.attach, method.state_dict)
@@ -79,22 +81,22 @@ def _after(training: Training) -> None:
 def _tuned_after(training: Training) -> None:
     """Half of the budget to train, cut, and half to train the survivors from the top of the schedule."""
     half = training.steps // 2
-    if training.step < half:
-        training.train(steps=half)
-        shrinkage.Magnitude(training.trial.sparsity).prune(training.model)
+    training.train(steps=half)
+    shrinkage.Magnitude(training.trial.sparsity).prune(training.model)
     training.train(keep_zeros(training.model).attach, steps=training.steps - half)
 
 
-def _lottery(rewind: Rewind) -> Run:
-    """Four trainings of a quarter of the budget each, three of them after a round of pruning."""
+def _lottery(rewind: Rewind, rounds: int = 3, rewind_to: float = 0.1) -> Run:
+    """One whole training and, after each round of pruning, one from the rewinding point; all share the budget."""
 
     def run(training: Training) -> None:
-        share = training.steps // 4
+        length = int(training.steps / (1 + rounds * (1 - rewind_to)))
 
         def one(model: nn.Module, round: Round) -> None:
-            training.train(round.attach, first=round.first_step, steps=share)
+            training.train(round.attach, first=round.first_step, steps=length)
 
-        shrinkage.LotteryTicket(training.trial.sparsity, rounds=3, rewind=rewind).run(training.model, one, steps=share)
+        ticket = shrinkage.LotteryTicket(training.trial.sparsity, rounds=rounds, rewind=rewind, rewind_to=rewind_to)
+        ticket.run(training.model, one, steps=length)
 
     return run
 
@@ -104,29 +106,33 @@ def _row(name: str) -> Entrant:
     method = METHODS[name]
     make = method.make
     assert make is not None
-    return Entrant(method.title, _living(lambda model, sparsity, steps: make(model, sparsity, steps, Weight())))
+    return Entrant(method.title, _living(lambda model, sparsity, steps, seed: make(model, sparsity, steps, Weight())))
 
 
 ENTRANTS: Mapping[str, Entrant] = {
     "dense": Entrant("Dense", lambda training: training.train()),
     "halo": _row("halo"),
     "halo-paper": Entrant(
-        "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target, xi=3e-5, psi=1e-4))
+        "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4))
     ),
-    **{name: _row(name) for name in ("lasso", "sws", "mcp", "bridge", "gradual", "set", "rigl", "str", "soft-topk")},
+    **{name: _row(name) for name in ("lasso", "sws", "mcp", "bridge", "gradual", "str", "soft-topk")},
+    "set": Entrant("SET", _living(lambda *target: shrinkage.SET(*target[:3], seed=target[3]))),
+    "rigl": Entrant("RigL", _living(lambda *target: shrinkage.RigL(*target[:3], seed=target[3]))),
     "gradual-moment": Entrant(
         "Gradual, |w|·v^¼",
-        _living(lambda *target: shrinkage.GradualMagnitude(*target, score="moment")),
+        _living(lambda *target: shrinkage.GradualMagnitude(*target[:3], score="moment")),
         needs_moments=True,
     ),
     "movement": Entrant(
-        "Movement, second half", _living(lambda *target: shrinkage.Movement(*target, start=0.5, end=0.9))
+        "Movement, second half", _living(lambda *target: shrinkage.Movement(*target[:3], start=0.5, end=0.9))
     ),
-    "magnitude": Entrant("Magnitude, one-shot", _after),
-    "magnitude-tuned": Entrant("Magnitude, fine-tuned", _tuned_after),
-    "lottery-weights": Entrant("Lottery, weights rewound", _lottery("weights")),
-    "lottery-lr": Entrant("Lottery, learning rate rewound", _lottery("learning-rate")),
-    "random": Entrant("Random", _before(lambda sparsity, seed: shrinkage.Random(sparsity, seed=seed), 0)),
+    "magnitude": Entrant("Magnitude, not fine-tuned", _after),
+    "magnitude-tuned": Entrant("Magnitude, fine-tuned", _tuned_after, resumable=False),
+    "lottery-weights": Entrant("Lottery, weights rewound", _lottery("weights"), resumable=False),
+    "lottery-lr": Entrant("Lottery, learning rate rewound", _lottery("learning-rate"), resumable=False),
+    "random": Entrant(
+        "Random", _before(lambda sparsity, seed: shrinkage.Random(sparsity, seed=seed, distribution="erk"), 0)
+    ),
     "snip": Entrant("SNIP", _before(lambda sparsity, seed: shrinkage.SNIP(sparsity), 10)),
     "grasp": Entrant("GraSP", _before(lambda sparsity, seed: shrinkage.GraSP(sparsity), 10)),
     "synflow": Entrant("SynFlow", _before(lambda sparsity, seed: shrinkage.SynFlow(sparsity), 1)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from shrinkage.reproduce import tasks
 from shrinkage.reproduce.campaign import Campaign, Place
 from shrinkage.reproduce.parts import PARTS
 from shrinkage.reproduce.plots import accuracy_plot
+from shrinkage.reproduce.run import name_of
 from shrinkage.reproduce.store import Results
 from shrinkage.reproduce.tables import Table
 
@@ -38,6 +41,7 @@ def reproduce(
         if name not in PARTS:
             near = difflib.get_close_matches(name, PARTS, 1, 0.0)[0]
             raise InputError(f"there is no part {name!r}; did you mean {near!r}? ({', '.join(PARTS)})")
+    deadline = None if limit is None else time.monotonic() + limit
     tables = {}
     if place.checkpoints is not None:
         try:
@@ -47,9 +51,12 @@ def reproduce(
     for name in names:
         part = PARTS[name]
         tell(f"{name}: {tasks.find(part.task).title}")
-        with Results(out / f"{name}.jsonl", tell) as results:
-            table = Campaign(part, place, results, tell, limit).run()
+        with Results(out / f"{name}.jsonl", tell, name_of(place.device), place.data_label) as results:
+            table = Campaign(part, place, results, tell, deadline).run()
         if table.outcomes:
             accuracy_plot(table, part.methods[0], tasks.find(part.task).title, out / f"{name}.svg")
         tables[name] = table
+    if place.checkpoints is not None:
+        with contextlib.suppress(OSError):  # states of trainings that were interrupted stay
+            place.checkpoints.rmdir()
     return tables

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from shrinkage.reproduce import tasks
 from shrinkage.reproduce.trial import Trial
 from shrinkage.training.files import write
 from shrinkage.training.recipes import OPTIMIZERS, SCHEDULES
+from shrinkage.training.summary import versions
 
 _CHECK_EVERY = 200  # steps between two looks at the loss; each look waits for the device
 
@@ -36,22 +38,30 @@ class Training:
         trial: the settings.
         data: of its task.
         device: to train on.
-        checkpoint: file for the state of a training that may be interrupted; None: it is not saved.
+        recipe: see :func:`~shrinkage.reproduce.entrants.recipe`; a state saved under another is not gone on from.
+        checkpoint: file for the state of a training that may be interrupted; None: it is not saved. For a single
+            training: where a method trains several times, it must not be.
         every: epochs from one saved state to the next.
 
     Attributes:
         model: the network, on the device.
         steps: optimiser steps of the whole budget.
-        step: of these, how many are done.
+        step: of these, how many are done, in all trainings together.
         saved: the method's part of the state that the training goes on from; empty in a fresh one.
     """
 
     def __init__(
-        self, trial: Trial, data: Data, device: torch.device, checkpoint: Path | None = None, every: int = 10
+        self,
+        trial: Trial,
+        data: Data,
+        device: torch.device,
+        recipe: str = "",
+        checkpoint: Path | None = None,
+        every: int = 10,
     ) -> None:
         self.trial, self.task = trial, tasks.find(trial.task)
         self._data, self._device = tasks.on(data, device), device
-        self._checkpoint, self._every = checkpoint, every
+        self._recipe, self._checkpoint, self._every = recipe, checkpoint, every
         torch.manual_seed(trial.seed)
         self.model: nn.Module = build(self.task.model, data).to(device)
         self._fast = device.type == "cuda"
@@ -65,7 +75,7 @@ class Training:
         self._optimizer_state: dict[str, Any] = {}
         self._order: tuple[tuple[int, int], Tensor] | None = None
         if checkpoint is not None and checkpoint.exists():
-            self._restore(torch.load(checkpoint, map_location=device, weights_only=True))
+            self._restore(checkpoint)
 
     def batches(self, count: int) -> list[tuple[Tensor, Tensor]]:
         """The first batches of the first epoch, prepared, for methods that look at data."""
@@ -86,7 +96,7 @@ class Training:
         Args:
             attach: is given the optimiser before the first step; None for plain training.
             state: of the method, to be saved with the model's.
-            first: where in the schedule to begin.
+            first: where in the schedule to begin. The data go on from where the training before left them.
             steps: length of the schedule; by default the whole budget.
 
         Raises:
@@ -107,13 +117,13 @@ class Training:
         for step in range(first, length):
             for group in optimizer.param_groups:
                 group["lr"] = trial.lr * factor(step / length)
-            x, y = self._at(step)
+            x, y = self._at(self.step)
             optimizer.zero_grad(set_to_none=self._fast)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self._fast):
                 loss = functional.cross_entropy(forward(x), y)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            self.step = step + 1
+            self.step += 1
             if self.step % _CHECK_EVERY == 0 and not bool(torch.isfinite(loss)):
                 raise StateError(f"the loss is {loss.item()} at step {self.step}: lr={trial.lr:g} is too high")
             if self._checkpoint is not None and self.step % (self._every * self.epoch_steps) == 0:
@@ -144,7 +154,7 @@ class Training:
     def _save(self, optimizer: torch.optim.Optimizer, method: dict[str, Any], seconds: float) -> None:
         assert self._checkpoint is not None
         state = {
-            "command": self.trial.command,
+            "origin": self._origin,
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "method": method,
@@ -155,12 +165,22 @@ class Training:
         torch.save(state, buffer)
         write(self._checkpoint, buffer.getvalue())
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if state["command"] != self.trial.command:
-            raise StateError(f"{self._checkpoint} belongs to another trial: {state['command']}; remove it")
+    def _restore(self, checkpoint: Path) -> None:
+        """Go on from a saved state; one that cannot be read, or that another version has written, is as none."""
+        try:
+            state = torch.load(checkpoint, map_location=self._device, weights_only=True)
+            if state["origin"] != self._origin:
+                return
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+            return
         self.model.load_state_dict(state["model"])
         self._optimizer_state, self.saved = state["optimizer"], state["method"]
         self.step, self.seconds = state["step"], state["seconds"]
+
+    @property
+    def _origin(self) -> dict[str, Any]:
+        """What a saved state must agree in."""
+        return {"command": self.trial.command, "recipe": self._recipe, "device": self._device.type, **versions()}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ _MOVING = ("set", "rigl", "str", "soft-topk", "movement")
 _TICKETS = ("lottery-weights", "lottery-lr")
 _CUTS = ("magnitude", "magnitude-tuned", "gradual")
 
-_QUICK = ("halo", "magnitude", "gradual", "rigl", "snip", "lasso", "dense")
+_QUICK = ("halo", "magnitude-tuned", "gradual", "rigl", "snip", "lasso", "dense")
 _SERIOUS = ("halo", "magnitude-tuned", "gradual", "rigl", "str", "soft-topk", "bridge", "snip")
 
 
@@ -36,6 +36,16 @@ class Part:
     tuning: int
     paired: tuple[float, ...] = ()
     paired_seeds: int = 10
+
+    @property
+    def trainings(self) -> int:
+        """How many there are in all."""
+        sparse = len(self.methods) - ("dense" in self.methods)
+        table = self.seeds * (sparse * len(self.sparsities) + len(self.methods) - sparse)
+        others = min(3, sparse - 1)
+        return (
+            self.tuning * len(self.methods) + table + len(self.paired) * (self.paired_seeds - self.seeds) * (1 + others)
+        )
 
 
 PARTS: Mapping[str, Part] = {

@@ -29,6 +29,11 @@ def device(name: str) -> torch.device:
     return torch.device(kind, index) if index is not None else torch.device(kind)
 
 
+def name_of(where: torch.device) -> str:
+    """What outcomes call a device: on CUDA the card's name, since it decides the kernels."""
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type
+
+
 def run(
     trial: Trial,
     data_dir: Path | None,
@@ -56,7 +61,7 @@ def run(
     failure, score = None, None
     with one_thread():
         data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
-        training = Training(trial, data, where, checkpoint)
+        training = Training(trial, data, where, entrants.recipe(trial.method), checkpoint if method.resumable else None)
         try:
             method.run(training)
             judged_on = (data.validation if trial.validation else None) or data.test
@@ -77,7 +82,7 @@ def run(
         weights=sum(units for _, units in layers.values()),
         mac_density=total.effective_macs / total.macs,
         seconds=round(training.seconds, 2),
-        device=torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        device=name_of(where),
         data_label=data_label,
         versions=versions(),
         recipe=entrants.recipe(trial.method),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -21,20 +22,25 @@ _MATTER = ("shrinkage", "torch")  # another version of these may give another ou
 class Results:
     """The outcomes in a file, and the way to add to them. A context manager: the file is locked within.
 
-    Lines that cannot be read, such as a half-written last one, are told of and taken out, after a copy of the
-    file was made, and their trials count as not done. So do those of another version or recipe, whose lines stay.
+    Lines that cannot be read, such as a half-written last one, are told of and moved to ``FILE.broken``, and their
+    trials count as not done. So do those of another version, recipe, device or data, whose lines stay.
 
     Args:
         path: of the file, made if it is not there.
         tell: receives what a person should know.
+        device: the trials' device, as outcomes name it.
+        data_label: what the data is, as outcomes have it.
 
     Raises:
         InputError: if the file cannot be read or written.
         StateError: if another process is adding to it.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, tell: Callable[[str], None], device: str = "cpu", data_label: str | None = None
+    ) -> None:
         self._path = path
+        self._origin = (device, data_label, *_relevant(versions()))
         self._tell = tell
         self._guard = threading.Lock()
         self._known: dict[Trial, Outcome] = {}
@@ -44,23 +50,21 @@ class Results:
             try:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(self._path.with_name(f".{self._path.name}.lock"), str(self._path)))
-                outcomes, broken = _read(self._path) if self._path.exists() else ([], [])
+                outcomes, foreign, broken = _read(self._path) if self._path.exists() else ([], 0, [])
                 if broken:
                     self._mend(broken)
-                self._file = stack.enter_context(self._path.open("a", encoding="utf-8"))
+                self._file = stack.enter_context(self._path.open("a+", encoding="utf-8"))
+                if not _ends_in_newline(self._path):
+                    self._file.write("\n")
             except OSError as error:
                 raise InputError(f"{self._path} cannot be written: {error.strerror}") from error
             self._stack = stack.pop_all()
-        mine = _relevant(versions())
         for outcome in outcomes:
-            if (
-                outcome.trial.method in ENTRANTS
-                and outcome.recipe == recipe(outcome.trial.method)
-                and _relevant(outcome.versions) == mine
-            ):
+            origin = (outcome.device, outcome.data_label, *_relevant(outcome.versions))
+            if is_current(outcome) and origin == self._origin:
                 self._known[outcome.trial] = outcome
-        if others := sum(outcome.trial not in self._known for outcome in outcomes):
-            self._tell(f"{self._path}: {others} results of other versions are not used")
+        if others := foreign + sum(outcome.trial not in self._known for outcome in outcomes):
+            self._tell(f"{self._path}: results of other versions, devices or data, not used: {others}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -69,6 +73,10 @@ class Results:
     def get(self, trial: Trial) -> Outcome | None:
         """The outcome of this trial under the present versions, if it is known."""
         return self._known.get(trial)
+
+    def __len__(self) -> int:
+        """How many outcomes are known."""
+        return len(self._known)
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome: it is on the disk when this returns."""
@@ -79,40 +87,55 @@ class Results:
             os.fsync(self._file.fileno())
 
     def _mend(self, broken: list[str]) -> None:
-        """Keep the file as it was aside, and go on without the broken lines."""
-        whole = self._path.read_bytes()
+        """Move broken lines to a file of their own."""
         aside = self._path.with_name(self._path.name + ".broken")
-        write(aside, whole)
-        lines = whole.decode(errors="replace").splitlines(keepends=True)
-        write(self._path, "".join(line for line in lines if line.rstrip("\n") not in broken))
+        with aside.open("a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in broken)
+        lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
+        write(self._path, "".join(line + "\n" for line in lines if line not in broken))
         self._tell(
-            f"{self._path}: {len(broken)} lines are broken; their trials are run again "
-            f"(the file as it was is kept in {aside.name})"
+            f"{self._path}: broken lines: {len(broken)}; their trials are run again (they are kept in {aside.name})"
         )
 
 
 def load(path: Path) -> list[Outcome]:
-    """All outcomes in a file that can be read, of whatever version; the last of equal trials counts.
+    """The outcomes in a file that hold for the present recipes; the last of equal trials counts.
 
     Raises:
         InputError: if the file cannot be read.
     """
-    outcomes, _ = _read(path)
-    return list({outcome.trial: outcome for outcome in outcomes}.values())
-
-
-def _read(path: Path) -> tuple[list[Outcome], list[str]]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        outcomes, _, _ = _read(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    outcomes, broken = [], []
-    for line in filter(str.strip, lines):
+    return list({outcome.trial: outcome for outcome in outcomes if is_current(outcome)}.values())
+
+
+def is_current(outcome: Outcome) -> bool:
+    """Whether its settings still mean the training that it came from."""
+    method = outcome.trial.method
+    return method in ENTRANTS and outcome.recipe == recipe(method)
+
+
+def _read(path: Path) -> tuple[list[Outcome], int, list[str]]:
+    """Outcomes, how many lines are whole but of another form, and lines that are broken."""
+    outcomes, foreign, broken = [], 0, []
+    for line in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
-            outcomes.append(parse(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            content = json.loads(line)
+        except ValueError:
             broken.append(line)
-    return outcomes, broken
+            continue
+        try:
+            outcomes.append(parse(content))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            foreign += 1
+    return outcomes, foreign, broken
+
+
+def _ends_in_newline(path: Path) -> bool:
+    content = path.read_bytes()
+    return not content or content.endswith(b"\n")
 
 
 def _relevant(found: dict[str, str]) -> list[str | None]:

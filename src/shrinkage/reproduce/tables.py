@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shrinkage.core.errors import InputError
 from shrinkage.core.tables import render
 from shrinkage.reproduce import entrants
 from shrinkage.reproduce.store import mixed
@@ -31,6 +32,11 @@ class Cell:
         return statistics.mean(self.scores.values()) if self.scores else float("-inf")
 
     @property
+    def place(self) -> tuple[int, float]:
+        """What cells are ordered by, the best first."""
+        return len(self.failures), -self.mean
+
+    @property
     def error(self) -> float | None:
         """Standard error of the mean; None for fewer than two."""
         return _error(list(self.scores.values()))
@@ -47,13 +53,20 @@ class Table:
 
     Args:
         outcomes: of one task.
+
+    Raises:
+        InputError: if a method has outcomes of different settings, which no mean should hide.
     """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
         self.outcomes = [outcome for outcome in outcomes if not outcome.trial.validation]
         self.cells: dict[tuple[str, float], Cell] = {}
+        used: dict[str, tuple[float, float, str, int]] = {}
         for outcome in self.outcomes:
             trial = outcome.trial
+            settings = (trial.lr, trial.weight_decay, trial.schedule, trial.epochs)
+            if used.setdefault(trial.method, settings) != settings:
+                raise InputError(f"{trial.method} has outcomes of different settings: {used[trial.method]}, {settings}")
             cell = self.cells.setdefault((trial.method, trial.sparsity), Cell({}, {}))
             if outcome.accuracy is None:
                 cell.failures[trial.seed] = outcome.failure or "failed"
@@ -70,24 +83,27 @@ class Table:
         """By mean accuracy at the highest sparsities, best first; the dense network first of all."""
         found = {method for method, _ in self.cells if method != "dense"}
 
-        def score(method: str) -> list[float]:
-            return [-self.cells[method, s].mean for s in reversed(self.sparsities) if (method, s) in self.cells]
+        def score(method: str) -> list[tuple[int, float]]:
+            return [self.cells[method, s].place for s in reversed(self.sparsities) if (method, s) in self.cells]
 
         return [*(["dense"] if ("dense", 0.0) in self.cells else []), *sorted(found, key=score)]
 
     def ranking(self, sparsity: float) -> list[str]:
-        """Methods by mean accuracy at one sparsity, best first."""
-        there = [(cell.mean, method) for (method, s), cell in self.cells.items() if s == sparsity]
-        return [method for _, method in sorted(there, reverse=True)]
+        """Methods by mean accuracy at one sparsity, best first; those that failed sometimes come last."""
+        there = [(cell.place, method) for (method, s), cell in self.cells.items() if s == sparsity]
+        return [method for _, method in sorted(there)]
 
     def lead(self, method: str, sparsity: float) -> tuple[str, float, float | None, int] | None:
         """The best other method at a sparsity, and by how much ``method`` is ahead of it on the same seeds.
+
+        Variants of the method itself, named ``METHOD-…``, are no others. The other is chosen by these same outcomes,
+        which flatters it.
 
         Returns:
             The other, the mean paired difference in points, its standard error, and the number of pairs; None if
             there is no pair.
         """
-        others = [other for other in self.ranking(sparsity) if other != method]
+        others = [name for name in self.ranking(sparsity) if name != method and not name.startswith(f"{method}-")]
         mine = self.cells.get((method, sparsity))
         if mine is None or not others:
             return None

@@ -48,7 +48,7 @@ class Task:
         epochs: passes over the training images; for a procedure of several trainings, all of them together.
         batch_size: images an optimiser step.
         space: what is tuned.
-        start: where tuning begins: learning rate, weight decay and schedule that are known to work.
+        start: learning rate, weight decay and schedule where nothing is tuned.
         tuned_at: the sparsity at which it is tuned.
         held_out: training images that settings are chosen on.
         side: images are averaged down to this many pixels a side; None: as they are.

@@ -49,7 +49,7 @@ class Trial:
             raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         dense = self.method == "dense"
         if not (self.sparsity == 0 if dense else 0 < self.sparsity < 1):
-            wanted = "0 for the dense network" if dense else "in (0, 1), such as 0.95"
+            wanted = "0 for the dense network" if dense else "between 0 and 1 (0.95 for 95 %)"
             raise InputError(f"sparsity must be {wanted}, got {self.sparsity}")
         for name, low in (("lr", 0.0), ("weight_decay", -1e-12), ("epochs", 0), ("seed", -1)):
             value = getattr(self, name)
@@ -108,13 +108,13 @@ class Outcome:
         return json.dumps({"command": self.trial.command, **content})
 
 
-def parse(line: str) -> Outcome:
-    """The inverse of :meth:`Outcome.to_json`.
+def parse(line: dict[str, Any]) -> Outcome:
+    """The inverse of :meth:`Outcome.to_json`, from what :mod:`json` makes of it.
 
     Raises:
-        ValueError, KeyError, TypeError: if the line is not whole, or is something else.
+        ValueError, KeyError, TypeError, AttributeError: if it is something else.
     """
-    content: dict[str, Any] = json.loads(line)
+    content = dict(line)
     if content.pop("command") != (trial := Trial(**content.pop("trial"))).command:
         raise ValueError("the command does not belong to the settings")
     layers = {name: (zeros, units) for name, (zeros, units) in content.pop("layers").items()}

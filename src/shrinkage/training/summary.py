@@ -99,7 +99,7 @@ class Summary:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of what a result depends on, as far as it is installed."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
     for package in ("shrinkage", "lightning", "numpy"):
         try:
             found[package] = metadata.version(package)
