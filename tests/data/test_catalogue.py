@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_files import write_mnist
 
 from shrinkage import data
 from shrinkage.core.errors import InputError
+from small_files import write_mnist
 
 DIGITS = data.load("digits")
 

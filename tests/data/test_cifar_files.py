@@ -6,10 +6,10 @@ from hashlib import md5
 import numpy as np
 import pytest
 import torch
-from small_files import SMALL10, SMALL100, pack, python2_pickle, write_binary, write_python
 
 from shrinkage.core.errors import InputError
 from shrinkage.data.cifar import load_cifar, read_pickle
+from small_files import SMALL10, SMALL100, pack, python2_pickle, write_binary, write_python
 
 LAYOUTS = pytest.mark.parametrize("layout", [SMALL10, SMALL100], ids=["cifar10", "cifar100"])
 

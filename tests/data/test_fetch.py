@@ -5,12 +5,12 @@ from dataclasses import replace
 from hashlib import md5
 
 import pytest
-from small_files import SMALL10, pack, write_binary, write_mnist
 
 from shrinkage import data
 from shrinkage.core.errors import InputError
 from shrinkage.data import catalogue, cifar, mnist
 from shrinkage.data.fetch import Remote, fetch
+from small_files import SMALL10, pack, write_binary, write_mnist
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):

@@ -3,11 +3,11 @@ import gzip
 import numpy as np
 import pytest
 import torch
-from small_files import idx, write_mnist
 
 from shrinkage import data
 from shrinkage.core.errors import InputError
 from shrinkage.data.mnist import read_idx
+from small_files import idx, write_mnist
 
 
 @pytest.mark.parametrize("packed", [True, False])
