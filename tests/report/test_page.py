@@ -68,7 +68,10 @@ def _page(**changes: Any) -> Page:
         "headlines": [Headline("Test accuracy", "95.00 %", "dense 96.00 %, −1.00 points")],
         "rows": _rows(20, sparse=True),
         "dense_rows": _rows(20, sparse=False),
-        "figures": gather(net, names, sizes, lam),
+        "figures": gather(net, names, sizes, lam, [torch.randn(200, 80)]),
+        "dense_figures": gather(
+            nn.Sequential(nn.Linear(80, 60), nn.Linear(60, 10)), names, {}, {}, [torch.randn(200, 80)]
+        ),
         "size": "|w|",
         "footprint": (["Layer", "Bytes"], [["0", "1,000"], ["total", "1,000"]]),
         "command": "shrinkage train --model 'a<b'",
@@ -89,10 +92,11 @@ def test_the_page_is_well_formed_and_complete() -> None:
     html = page(_page())
     outline = _outline(html)
     assert html.startswith("<!doctype html>")
-    assert outline.tags.count("svg") == 4
+    assert outline.tags.count("svg") == 6
     for text in (
         "net <b> on digits & co", "Test accuracy", "95.00 %", "Accuracy", "Sparsity", "λ against |w|",
         "Weights that are left", "Zeros in each layer", "0.weight", "Footprint", "1,000",
+        "Directions that layers use", "of 60 directions", "10⁻⁶",
         "shrinkage train --model 'a<b'", "Settings", "Versions", "epoch", "accuracy, %", "zeros, %",
     ):  # fmt: skip
         assert text in outline.text, text
@@ -110,7 +114,7 @@ def test_the_page_fetches_nothing_and_runs_nothing() -> None:
 
 def test_every_drawing_has_a_text_alternative() -> None:
     drawings = re.findall(r"<svg.*?</svg>", page(_page()), re.DOTALL)
-    assert len(drawings) == 4
+    assert len(drawings) == 6
     for drawing in drawings:
         assert re.match(r'<svg [^>]*role="img"[^>]*><title>[^<]+</title><desc>[^<]+</desc>', drawing)
 
@@ -126,9 +130,12 @@ def test_light_dark_and_narrow_are_provided_for() -> None:
 
 def test_the_page_stays_small_in_a_long_training_of_a_large_network() -> None:
     net = nn.Linear(500, 400)
+    wide = [torch.randn(1000, 500)]
     sizes = {"weight": net.weight.detach().abs()}
-    figures = gather(net, ["weight"], sizes, {"weight": sizes["weight"] + 1})
-    html = page(_page(figures=figures, rows=_rows(300, sparse=True), dense_rows=_rows(300, sparse=False)))
+    figures = gather(net, ["weight"], sizes, {"weight": sizes["weight"] + 1}, wide)
+    html = page(
+        _page(figures=figures, dense_figures=figures, rows=_rows(300, sparse=True), dense_rows=_rows(300, sparse=False))
+    )
     assert len(html.encode()) < 400_000
 
 
@@ -143,7 +150,9 @@ def test_what_is_not_there_is_not_drawn() -> None:
     net = nn.Linear(4, 2)
     with torch.no_grad():
         net.weight.zero_()
-    html = page(_page(figures=gather(net, ["weight"], {}, {}), rows=_rows(3, sparse=False), command=""))
+    blank = gather(net, ["weight"], {}, {}, [torch.randn(9, 4)])
+    html = page(_page(figures=blank, dense_figures=None, rows=_rows(3, sparse=False), command=""))
     outline = _outline(html)
     assert outline.tags.count("svg") == 1
     assert "Command" not in outline.text
+    assert "Directions" not in outline.text

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from shrinkage.core.costs import Cost, cost, has_formula
 from shrinkage.core.errors import InputError
+from shrinkage.core.evaluation import evaluating
 from shrinkage.core.selection import unwrap
 from shrinkage.core.tables import render
 
@@ -280,19 +281,15 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; flags, random state and switches come back as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     devices = list({parameter.device for parameter in model.parameters() if parameter.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
         torch.backends.mha.set_fastpath_enabled(False)  # it computes layers without calling them
         # Attention by plain products: the fused kernels of the CPU have no entry in PyTorch's flop registry.
-        with torch.no_grad(), torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
+        with evaluating(model), torch.random.fork_rng(devices), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for module, training in modes:
-            module.training = training
 
 
 def _call(model: nn.Module, example: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from shrinkage.core.errors import InputError
+from shrinkage.core.evaluation import evaluating
 from shrinkage.models.lenet import lenet_5, lenet_300_100
 from shrinkage.models.resnet import resnet
 from shrinkage.models.vgg import vgg_16
@@ -162,18 +163,14 @@ def _try(model: nn.Module, path: str, data: Task) -> None:
     """Run two blank examples through, so that a model of another shape fails here and not in training."""
     first = next(iter(model.parameters()), torch.empty(0))
     blank = torch.zeros(2, *data.input_shape, device=first.device)
-    modes = [(module, module.training) for module in model.modules()]
     devices = [first.device] if first.device.type == "cuda" else []
-    model.eval()  # BatchNorm's statistics stay out of it
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with evaluating(model), torch.random.fork_rng(devices):  # BatchNorm's statistics stay out of it
             out = model(blank)
     except Exception as error:
         raise InputError(
             f"{path} does not accept a batch of shape {tuple(blank.shape)}: {type(error).__name__}: {error}"
         ) from error
-    for module, training in modes:
-        module.training = training
     if not isinstance(out, torch.Tensor) or out.shape != (2, data.num_classes):
         seen = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
         raise InputError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from shrinkage.core.selection import resolve
+from shrinkage.report.spectrum import spectra
 
 POINTS = 3000
 """At most so many weights are drawn one by one."""
@@ -55,6 +56,7 @@ class Figures:
         counts: surviving weights in each bin.
         points: a sample of units that have a λ, at most :data:`POINTS`; empty if the method has none.
         units: how many units the sample was drawn from.
+        spectra: by layer, in how many directions its outputs vary; see :func:`~shrinkage.report.spectrum.spectra`.
     """
 
     layers: list[LayerZeros]
@@ -62,9 +64,16 @@ class Figures:
     counts: list[int]
     points: list[Point]
     units: int
+    spectra: dict[str, list[float]]
 
 
-def gather(model: nn.Module, names: list[str], sizes: Mapping[str, Tensor], lam: Mapping[str, Tensor]) -> Figures:
+def gather(
+    model: nn.Module,
+    names: list[str],
+    sizes: Mapping[str, Tensor],
+    lam: Mapping[str, Tensor],
+    inputs: Iterable[Tensor] = (),
+) -> Figures:
     """Reduce a trained network to what is drawn of it.
 
     Args:
@@ -72,6 +81,7 @@ def gather(model: nn.Module, names: list[str], sizes: Mapping[str, Tensor], lam:
         names: the parameters that the method works on.
         sizes: |w| or ‖w_g‖₂ of every unit, by parameter name.
         lam: λ of every unit by parameter name, shaped as ``sizes``; empty if the method has none.
+        inputs: prepared batches to look at the layers' outputs with, on the model's device.
 
     >>> net = nn.Linear(2, 1)
     >>> with torch.no_grad(): _ = net.weight.copy_(torch.tensor([[0.0, 0.5]]))
@@ -83,7 +93,7 @@ def gather(model: nn.Module, names: list[str], sizes: Mapping[str, Tensor], lam:
     flat = torch.cat([weight.flatten() for weight in weights.values()])
     edges, counts = _histogram(flat[flat != 0])
     points, units = _sample(sizes, lam)
-    return Figures(layers, edges, counts, points, units)
+    return Figures(layers, edges, counts, points, units, spectra(model, names, inputs) if inputs else {})
 
 
 def _histogram(values: Tensor) -> tuple[list[float], list[int]]:

@@ -9,7 +9,8 @@ from importlib import resources
 from typing import Any
 
 from shrinkage.report.figures import Figures
-from shrinkage.report.plots import Line, curves, histogram, layers, scatter
+from shrinkage.report.plots import Line, curves, histogram, layers, scatter, spectrum
+from shrinkage.report.spectrum import directions
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Page:
             ``wanted`` (shares, or None) and ``phase``.
         dense_rows: the same for the dense comparison; empty if there was none.
         figures: what is drawn of the trained network.
+        dense_figures: the same of the dense network, None if there was none.
         size: name of a unit's size, ``|w|`` or ``‖w‖₂ of a group``.
         footprint: heading and rows of the table of costs a layer; the last row is the total.
         command: what was typed; empty if the run was not started from the command line.
@@ -51,6 +53,7 @@ class Page:
     rows: Sequence[Mapping[str, Any]]
     dense_rows: Sequence[Mapping[str, Any]]
     figures: Figures
+    dense_figures: Figures | None
     size: str
     footprint: tuple[Sequence[str], Sequence[Sequence[str]]]
     command: str
@@ -68,6 +71,7 @@ def page(content: Page) -> str:
         _headlines(content.headlines),
         f'<div class="figures">{"".join(_figures(content))}</div>',
         _section("Zeros in each layer", layers(content.figures.layers)),
+        _spectra(content),
         _section("Footprint", _table(*content.footprint)),
         _section("Command", f"<pre>{escape(content.command)}</pre>") if content.command else "",
         *(_section(name, _list(facts)) for name, facts in content.facts.items()),
@@ -148,6 +152,26 @@ def _sparsity(content: Page) -> str:
 
 def _zeros(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [100 * row["sparsity"] for row in rows]
+
+
+def _spectra(content: Page) -> str:
+    sparse, dense = content.figures.spectra, content.dense_figures.spectra if content.dense_figures else {}
+    drawn = []
+    for layer, values in sparse.items():
+        lines = {content.method: values, **({"dense": dense[layer]} if layer in dense else {})}
+        shown = {name: line for name, line in lines.items() if line}
+        if not shown:
+            continue
+        counts = [f"{'dense ' * (name == 'dense')}{directions(line)}" for name, line in shown.items()]
+        caption = f"99 % of the variance in {', '.join(counts)} of {len(values)} directions."
+        drawn.append(_figure(layer or "(model)", spectrum(layer, shown), caption))
+    if not drawn:
+        return ""
+    about = (
+        "Eigenvalues of the covariance of each layer's outputs over training images, relative to the largest. "
+        "A curve that falls early belongs to a layer that uses few directions."
+    )
+    return _section("Directions that layers use", f'<p>{about}</p><div class="small figures">{"".join(drawn)}</div>')
 
 
 def _figure(name: str, drawing: str, caption: str) -> str:

@@ -1,16 +1,19 @@
-"""The five plots of a report, each a function from numbers to SVG."""
+"""The plots of a report, each a function from numbers to SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from shrinkage.report.figures import LayerZeros, Point
-from shrinkage.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, label, linear, plain
+from shrinkage.report.svg import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis, frame, label, linear, logarithmic, plain
 
 _PLOT_RIGHT = WIDTH - RIGHT
 _PLOT_BOTTOM = HEIGHT - BOTTOM
+_DECADES = 6  # of eigenvalues that are drawn
+_DRAWN = 120  # points of a curve
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,30 @@ def histogram(edges: Sequence[float], counts: Sequence[int]) -> str:
             )
     text = f"{sum(counts):,} weights are not zero; they lie within ±{plain(edges[-1])}."
     return frame("Weights that are left", text, x, y, "".join(bars))
+
+
+def spectrum(name: str, lines: Mapping[str, Sequence[float]]) -> str:
+    """Eigenvalues of one layer's outputs, in falling order, on a logarithmic scale.
+
+    Args:
+        name: of the layer.
+        lines: relative eigenvalues by whose they are; ``dense`` is drawn as such. At least one, none empty.
+    """
+    drawn = {
+        who: [(rank, value) for rank, value in enumerate(line, 1) if value >= 10**-_DECADES]
+        for who, line in lines.items()
+    }
+    x = linear(1, max(2, *map(len, drawn.values())), "direction", snug=True)
+    y = logarithmic(_DECADES, "eigenvalue over the largest")
+    body, said, place = [], [], _PLOT_BOTTOM - 8  # names stand where no falling curve comes by
+    for who, line in reversed(drawn.items()):
+        kind = "dense" if who == "dense" else "method"
+        shown = [*line[:: -(-len(line) // _DRAWN)], line[-1]]
+        points = " ".join(f"{x.x(rank)},{y.y(math.log10(value))}" for rank, value in shown)
+        body += [f'<polyline class="line {kind}" points="{points}"/>', label(LEFT + 8, place, who, kind)]
+        said.append(f"{who}: {len(line)} of {len(lines[who])} above a millionth")
+        place -= 18
+    return frame(f"Directions of {name or 'the model'}", "; ".join(said) + ".", x, y, "".join(body))
 
 
 def layers(rows: Sequence[LayerZeros]) -> str:

@@ -66,6 +66,20 @@ def linear(low: float, high: float, label: str, *, count: int = 5, snug: bool = 
     return Axis(*ends, ticks, label, lambda value: _signed(f"{value:.{digits}f}"))
 
 
+def logarithmic(decades: int, label: str) -> Axis:
+    """The axis of a logarithm to base ten that is at most 0; every second decade is labelled.
+
+    >>> axis = logarithmic(6, "share")
+    >>> [axis.text(tick) for tick in axis.ticks]
+    ['10⁻⁶', '10⁻⁴', '10⁻²', '1']
+    """
+    superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    ticks = [float(tick) for tick in range(-decades, 1, 2)]
+    return Axis(
+        -decades, 0, ticks, label, lambda tick: "1" if tick == 0 else f"10{f'{tick:.0f}'.translate(superscript)}"
+    )
+
+
 def frame(name: str, description: str, x: Axis, y: Axis, body: str) -> str:
     """A whole drawing: grid, axes with ticks and units, and ``body`` within them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from shrinkage.core.evaluation import evaluating
 from shrinkage.data.sets import Prepare, Split
 
 _BATCH = 500
@@ -21,14 +22,10 @@ def accuracy(model: nn.Module, split: Split, prepare: Prepare) -> float:
         prepare: raw batch to the network's input.
     """
     device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     hits = torch.zeros((), dtype=torch.int64, device=device)  # summed there, so that the CPU waits once
-    with torch.no_grad():
+    with evaluating(model):
         for start in range(0, len(split), _BATCH):
             x, y = split.x[start : start + _BATCH], split.y[start : start + _BATCH]
             logits = model(prepare(x.to(device, non_blocking=True)))
             hits += (logits.argmax(1) == y.to(device, non_blocking=True)).sum()
-    for module, training in modes:
-        module.training = training
     return 100 * hits.item() / len(split)

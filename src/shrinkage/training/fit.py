@@ -28,6 +28,8 @@ from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.outcome import Outcome
 from shrinkage.training.task import Batch, Classifier
 
+_LOOKED_AT = 2000  # training images that layers' outputs are looked at with
+
 
 def fit(
     config: RunConfig,
@@ -89,7 +91,7 @@ def fit(
     held_out = None if data.validation is None else accuracy(model, data.validation, data.prepare)
     model.cpu()
     seconds = metrics.rows[-1]["seconds"]
-    return model, Outcome(score, held_out, seconds, metrics.rows, _figures(model, sparsifier, config))
+    return model, Outcome(score, held_out, seconds, metrics.rows, _figures(model, sparsifier, config, data))
 
 
 def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, DataLoader[Batch], Sparsifier | None]:
@@ -110,17 +112,19 @@ def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, Dat
     return model, loader, make(model, config.sparsity, steps, granularity(config.granularity))
 
 
-def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig) -> Figures:
+def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig, data: Data) -> Figures:
     chosen = select(model)
     names = [item.name for item in chosen]
+    starts = range(0, min(_LOOKED_AT, len(data.train)), config.batch_size)
+    inputs = [data.prepare(data.train.x[start : min(start + config.batch_size, _LOOKED_AT)]) for start in starts]
     if sparsifier is None:
-        return gather(model, names, {}, {})
+        return gather(model, names, {}, {}, inputs)
     units = granularity(config.granularity)
     weights = resolve(model, names)
     sizes = {item.name: units.sizes(weights[item.name].detach(), item.out_dim) for item in chosen}
     lam = sparsifier.lam()
     sparsifier.detach()
-    return gather(model, names, sizes, {name: lam[name] for name in names if name in lam})
+    return gather(model, names, sizes, {name: lam[name] for name in names if name in lam}, inputs)
 
 
 @contextlib.contextmanager

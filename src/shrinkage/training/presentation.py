@@ -35,6 +35,7 @@ def present(config: RunConfig, summary: Summary, ledger: Footprint, outcome: Out
         rows=outcome.rows,
         dense_rows=dense.rows if dense else [],
         figures=outcome.figures,
+        dense_figures=dense.figures if dense else None,
         size="|w|" if config.granularity == "weight" or config.granularity[0].isdecimal() else "‖w‖₂ of a group",
         footprint=_costs(ledger),
         command=summary.command,
