@@ -356,12 +356,9 @@ class Sparsifier:
         self._holder.clear_all()
 
     def _hold(self, masks: Mapping[str, Tensor]) -> None:
-        by_optimizer: dict[Optimizer, list[Held]] = {}
         for slot in self._slots:
-            held = Held(slot.parameter, bit_mask(masks[slot.name], slot.parameter.detach()))
-            self._held[slot.name] = held
-            by_optimizer.setdefault(slot.optimizer, []).append(held)
-        self._holder = Holder(by_optimizer)
+            self._held[slot.name] = Held(slot.parameter, bit_mask(masks[slot.name], slot.parameter.detach()))
+        self._holder = Holder.of((slot.optimizer, self._held[slot.name]) for slot in self._slots)
 
     def _check_weights(self) -> None:
         for slot in self._slots:

@@ -8,7 +8,7 @@ Optimisers that mix coordinates (Muon, LBFGS) get the weights cleared after the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from shrinkage.core.errors import InputError, StateError
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
 from shrinkage.core.selection import Rules, resolve, select
 
-_INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+INTS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Exactly these types: a subclass may do anything.
 COORDINATE_WISE: frozenset[type[Optimizer]] = frozenset(
@@ -33,7 +33,7 @@ COORDINATE_WISE: frozenset[type[Optimizer]] = frozenset(
 
 def bit_mask(kept: Tensor, like: Tensor) -> Tensor:
     """All bits set where ``kept``, none elsewhere, in the width and memory layout of ``like``."""
-    mask = torch.zeros_like(like, dtype=_INTS[like.element_size()], requires_grad=False)
+    mask = torch.zeros_like(like, dtype=INTS[like.element_size()], requires_grad=False)
     return mask.masked_fill_(kept.to(like.device), -1)
 
 
@@ -74,6 +74,14 @@ class Holder:
     def __init__(self, held: Mapping[Optimizer, list[Held]]) -> None:
         self._held = dict(held)
         self._stale = set(held)  # optimisers whose state may hold something for a pruned weight
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Optimizer, Held]]) -> Holder:
+        """One for parameters that come with the optimisers that update them."""
+        held: dict[Optimizer, list[Held]] = {}
+        for optimizer, item in pairs:
+            held.setdefault(optimizer, []).append(item)
+        return cls(held)
 
     def before_step(self, optimizer: Optimizer, scale: Tensor | None = None, once: bool = True) -> None:
         """Clear what would revive a pruned weight."""

@@ -246,10 +246,7 @@ class MaskedSolver:
             Held(slot.parameter, bit_mask(mask, slot.parameter.detach()))
             for slot, mask in zip(self._slots, masks, strict=True)
         ]
-        by_optimizer: dict[Optimizer, list[Held]] = {}
-        for slot, held in zip(self._slots, self._held, strict=True):
-            by_optimizer.setdefault(slot.optimizer, []).append(held)
-        self._holder = Holder(by_optimizer)
+        self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True))
 
     # ---- checkpoints ----------------------------------------------------------------------------
 

@@ -17,10 +17,12 @@ from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.errors import StateError
+from shrinkage.core.hold import INTS, Held, Holder, bit_mask
 from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.scales import FixedStrength
 from shrinkage.core.slots import Slot, by_size, learning_rate_shares
+from shrinkage.formats.bits import pack_bits, unpack_bits
 
 
 class FixedProximal(FixedStrength):
@@ -51,13 +53,20 @@ class SteeredProximal:
 
     Args:
         pull: whom the penalty pulls more.
-        interval: optimiser steps from one proximal step to the next. Between them zeros may move, which lets
-            a weight that the loss needs come back.
+        interval: optimiser steps from one proximal step to the next.
+        hold: whether zeros stay zero between them, and so for good. Otherwise they may move, which lets a weight
+            that the loss needs come back, in a network that is not quite the sparse one.
+        spare: whether survivors are left as they are under optimisers of the Adam family. There every weight moves at
+            about the same speed, and a proximal step in that metric takes most from those whose gradients, which
+            would restore them, are small.
     """
 
-    def __init__(self, pull: AdaptivePull, interval: int) -> None:
+    def __init__(self, pull: AdaptivePull, interval: int, *, hold: bool = False, spare: bool = False) -> None:
         self._pull = pull
         self._interval = interval
+        self._hold, self._spare = hold, spare
+        self._held: list[Held] = []  # one a tensor, from the first zero on
+        self._holder = Holder({})
         self._dial: Dial | None = None
         self._slots: list[Slot] = []
         self._memory: list[Tensor] = []
@@ -71,6 +80,7 @@ class SteeredProximal:
         """Take over the tensors; their present root mean square becomes the unit of size."""
         assert dial is not None  # built only where there is a target
         self._slots, self._dial = slots, dial
+        self._held, self._holder = [], Holder({})
         sizes = [slot.sizes() for slot in slots]
         squares = sum(float(size.square().sum(dtype=torch.float64)) for size in sizes)
         self._reference = math.sqrt(squares / sum(slot.units for slot in slots))
@@ -93,7 +103,8 @@ class SteeredProximal:
         return self.strength * torch.stack(terms).sum()
 
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
-        """Gradients are left alone."""
+        """Gradients are left alone, but for those of zeros that are held."""
+        self._holder.before_step(optimizer)
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """The user's loss, as it is."""
@@ -124,16 +135,41 @@ class SteeredProximal:
         assert self._dial is not None
         limits = self._dial.limits(self._ratios, self._flats, share)
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
-            slot.scale(ratios, partial(self._factor, limit=limit.clamp(min=1e-30)))
+            bias = 0.0 if self._spare and slot.second_moments() is not None else self._pull.bias
+            slot.scale(ratios, partial(_left, limit=limit.clamp(min=1e-30), bias=bias))
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
-            self._flats, self._ratios = [], []
+            self._flats, self._ratios, self._held, self._holder = [], [], [], Holder({})
+        elif self._hold and share > 0:
+            self._hold_zeros()
 
     def stepped(self, optimizer: Optimizer) -> None:
-        """Nothing to do before the clock's step."""
+        """Clear held zeros that the step may have moved."""
+        self._holder.after_step(optimizer)
 
     def state_loaded(self, optimizer: Optimizer) -> None:
-        """Nothing here depends on it."""
+        """What it holds for pruned units must not move them."""
+        self._holder.state_loaded(optimizer)
+
+    def _hold_zeros(self) -> None:
+        """Make masks of what the proximal step has left of every unit, which lies where the ratios were."""
+        if not self._held:
+            self._make_masks()
+        for slot, left, held in zip(self._slots, self._ratios, self._held, strict=True):
+            if slot.single:
+                for part, bits in pieces(left, held.mask):
+                    bits.copy_(part != 0).neg_()
+            else:
+                held.mask.copy_(slot.spread(left != 0)).neg_()
+            held.clear_weight(slot.optimizer)
+
+    def _make_masks(self) -> None:
+        """Of single weights, they take the room of the ratios, which is needed in proximal steps only."""
+        for slot, ratio in zip(self._slots, self._ratios, strict=True):
+            weight = slot.parameter.detach()
+            mask = ratio.view(INTS[ratio.element_size()]) if slot.single else bit_mask(torch.ones_like(weight), weight)
+            self._held.append(Held(slot.parameter, mask))
+        self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True))
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By size."""
@@ -156,16 +192,6 @@ class SteeredProximal:
             for slot, memory in zip(self._slots, self._memory, strict=False)
         }
         return {name: lam for name, lam in found.items() if lam is not None}
-
-    def _factor(self, ratios: Tensor, limit: Tensor) -> Tensor:
-        """What a proximal step leaves of every unit, as a factor; in the storage of ``ratios``.
-
-        A survivor loses ``bias`` times its slope p times the limit: s − bias·p·limit = s·(1 − bias·limit/ratio).
-        """
-        if self._pull.bias == 0:
-            return ratios.gt_(limit)
-        left = torch.div(-self._pull.bias * limit, ratios, out=ratios).add_(1)
-        return torch.threshold_(left, 1 - self._pull.bias, 0)
 
     def _slope(self, memory: Tensor, moment: Tensor | None, typical: Tensor | None, share: float) -> Tensor:
         """The penalty's relative slope, and what the optimisers add: learning rates, and Adam's own metric.
@@ -192,6 +218,7 @@ class SteeredProximal:
 
     def _allocate(self) -> None:
         """One buffer a pool, so that the ratios of its tensors lie side by side."""
+        self._flats = []
         views: dict[int, Tensor] = {}
         assert self._dial is not None
         for pool in self._dial.pools:
@@ -212,9 +239,10 @@ class SteeredProximal:
         raise StateError(f"at step {step} every selected weight is zero, or too large to square")
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory of sizes and their unit."""
+        """The memory of sizes and their unit, and who is held."""
         return {
             "memory": [memory.clone() for memory in self._memory],
+            "kept": [pack_bits(held.mask != 0) for held in self._held],
             "reference": self._reference,
             "limit": float(self._limit),
         }
@@ -225,3 +253,20 @@ class SteeredProximal:
             memory.copy_(saved)
         self._reference = float(state["reference"])
         self._limit = torch.tensor(float(state["limit"]))
+        self._held, self._holder = [], Holder({})
+        if state["kept"]:
+            self._allocate()
+            self._make_masks()
+            for slot, held, bits in zip(self._slots, self._held, state["kept"], strict=True):
+                held.mask.copy_(unpack_bits(bits, slot.parameter.shape)).neg_()
+
+
+def _left(ratios: Tensor, limit: Tensor, bias: float) -> Tensor:
+    """What a proximal step leaves of every unit, as a factor; in the storage of ``ratios``.
+
+    A survivor loses ``bias`` times its slope p times the limit: s − bias·p·limit = s·(1 − bias·limit/ratio).
+    """
+    if bias == 0:
+        return ratios.gt_(limit)
+    left = torch.div(-bias * limit, ratios, out=ratios).add_(1)
+    return torch.threshold_(left, 1 - bias, 0)

@@ -23,8 +23,21 @@ def steered(
     steps: int | None,
     solver: SolverName | None,
     options: Options,
+    *,
+    hold: bool = False,
+    spare: bool = False,
 ) -> tuple[Solver, Options]:
     """The solver and options of a method that is steered towards a target.
+
+    Args:
+        method: the class, for messages.
+        pull: whom the penalty pulls more.
+        sparsity: the target.
+        steps: length of the training.
+        solver: what the user asked for.
+        options: all others.
+        hold: see :class:`~shrinkage.core.proximal.SteeredProximal`.
+        spare: see there.
 
     Raises:
         InputError: if the target or the length of the training is missing, or the solver cannot be steered.
@@ -37,7 +50,7 @@ def steered(
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
-    return SteeredProximal(pull, interval(steps)), Options(**{**STEERED, **options})
+    return SteeredProximal(pull, interval(steps), hold=hold, spare=spare), Options(**{**STEERED, **options})
 
 
 def fixed(method: type, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:

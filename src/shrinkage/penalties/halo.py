@@ -11,11 +11,9 @@ With λ at its optimum :math:`\lambda_j = (2\xi|w_j|/\psi)^{1/3}` this is the no
 Source: Seto, Wells, Zhang, "HALO: Learning to Prune Neural Networks with Shrinkage", SDM 2021,
 arXiv 2008.10183.
 
-The steered form (``sparsity=``) keeps the adaptive scale and replaces ξ and ψ by the target: every few steps the
-weights with the smallest size·λ³ become zero, so many as the ramp asks for. Between, they keep their gradient and
-momentum and may come back. Survivors are not shrunk. Of what was tried, on a perceptron, a convolutional network and
-a Transformer, this kept most accuracy; subtracting the threshold from survivors, as a lasso does, made no difference
-in long trainings and cost accuracy in short ones.
+The steered form (``sparsity=``) keeps the adaptive scale and replaces ξ and ψ by the target: every few steps a
+proximal step lowers every size by ξ·λ^(−2q), with the ξ that leaves as many zeros as the ramp asks for. Small weights
+glide to zero while the network adjusts, and stay there; large ones are hardly touched.
 """
 
 from __future__ import annotations
@@ -113,10 +111,7 @@ class HALOPrior:
 class HALOPull:
     """The scale-free HALO pull: λ follows its optimum for a running mean of the sizes.
 
-    The optimum is λ ∝ size^⅓, so the slope λ^(−2·power) is a negative power of the remembered size. With λ free
-    to move too, the proximal map of such a concave penalty size^p jumps: a size is set to zero or loses a share
-    p/(2 − p) of the threshold. The default power means a slope 1/size, the limit p → 0, where nothing is lost: the
-    step removes, and what stays is not biased.
+    The optimum is λ ∝ size^⅓, so the slope λ^(−2·power) is a negative power of the remembered size.
 
     Args:
         power: 1 is the paper's slope λ⁻²; larger values spare large weights more.
@@ -125,9 +120,9 @@ class HALOPull:
         smallest: λ is not followed below this value.
     """
 
-    power: float = 1.5
+    power: float = 1.0
     decay: float = 0.5
-    bias: float = 0.0
+    bias: float = 1.0
     smallest: float = 0.05
     remembers: bool = True
 
@@ -138,7 +133,7 @@ class HALOPull:
     def pull(self, memory: Tensor, reference: float) -> Tensor:
         """λ^(−2·power) with λ = (memory/reference)^⅓."""
         relative = (memory / reference).clamp_(min=self.smallest**3)
-        return relative.reciprocal_() if self.power == 1.5 else relative.pow_(-2 * self.power / 3)
+        return relative.pow_(-2 * self.power / 3)
 
     def scale(self, memory: Tensor, reference: float) -> Tensor:
         """λ = (memory/reference)^⅓."""
@@ -204,7 +199,7 @@ class HALO(Sparsifier):
     ) -> None:
         method = type(self)
         if xi is None and psi is None:
-            chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options)
+            chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options, hold=True, spare=True)
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
             settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}

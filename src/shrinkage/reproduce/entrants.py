@@ -101,17 +101,18 @@ def _lottery(rewind: Rewind, rounds: int = 3, rewind_to: float = 0.1) -> Run:
     return run
 
 
-def _row(name: str) -> Entrant:
+def _row(name: str, recipe: int = 1) -> Entrant:
     """A method that ``shrinkage train`` knows, as it is there."""
     method = METHODS[name]
     make = method.make
     assert make is not None
-    return Entrant(method.title, _living(lambda model, sparsity, steps, seed: make(model, sparsity, steps, Weight())))
+    run = _living(lambda model, sparsity, steps, seed: make(model, sparsity, steps, Weight()))
+    return Entrant(method.title, run, recipe)
 
 
 ENTRANTS: Mapping[str, Entrant] = {
     "dense": Entrant("Dense", lambda training: training.train()),
-    "halo": _row("halo"),
+    "halo": _row("halo", recipe=2),
     "halo-paper": Entrant(
         "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4))
     ),
