@@ -57,8 +57,12 @@ class Held:
         """Zero the weight, its gradient and its optimiser state where pruned."""
         clear(self.parameter, self.mask)
         self.clear_gradient()
-        for value in optimizer.state.get(self.parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == self.parameter.shape:
+        self.clear_state(optimizer)
+
+    def clear_state(self, optimizer: Optimizer, spared: str = "") -> None:
+        """Zero the optimiser's state where pruned, but for one of its entries."""
+        for key, value in optimizer.state.get(self.parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == self.parameter.shape and key != spared:
                 clear(value, self.mask)
 
     def clear_gradient(self) -> None:

@@ -17,7 +17,7 @@ from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
 from shrinkage.core.errors import StateError
-from shrinkage.core.hold import INTS, Held, Holder, bit_mask
+from shrinkage.core.hold import INTS, Held, Holder
 from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.scales import FixedStrength
@@ -132,8 +132,7 @@ class SteeredProximal:
                 sums.append(torch.div(size, slope, out=ratio).sum())
         if not math.isfinite(float(torch.stack([part.to(self._limit.device) for part in sums]).sum())):
             self._refuse(step)
-        assert self._dial is not None
-        limits = self._dial.limits(self._ratios, self._flats, share)
+        limits = self._limits(share)
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
             bias = 0.0 if self._spare and slot.second_moments() is not None else self._pull.bias
             slot.scale(ratios, partial(_left, limit=limit.clamp(min=1e-30), bias=bias))
@@ -142,6 +141,11 @@ class SteeredProximal:
             self._flats, self._ratios, self._held, self._holder = [], [], [], Holder({})
         elif self._hold and share > 0:
             self._hold_zeros()
+
+    def _limits(self, share: float) -> list[Tensor]:
+        """ξ for each tensor: what is at most that becomes zero."""
+        assert self._dial is not None
+        return self._dial.limits(self._ratios, self._flats, share)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Clear held zeros that the step may have moved."""
@@ -161,13 +165,18 @@ class SteeredProximal:
                     bits.copy_(part != 0).neg_()
             else:
                 held.mask.copy_(slot.spread(left != 0)).neg_()
-            held.clear_weight(slot.optimizer)
+            # Adam's second moments move nothing, and over zeros their square root takes five times as long (x86).
+            held.clear_state(slot.optimizer, spared="exp_avg_sq")
 
     def _make_masks(self) -> None:
         """Of single weights, they take the room of the ratios, which is needed in proximal steps only."""
         for slot, ratio in zip(self._slots, self._ratios, strict=True):
             weight = slot.parameter.detach()
-            mask = ratio.view(INTS[ratio.element_size()]) if slot.single else bit_mask(torch.ones_like(weight), weight)
+            mask = (
+                ratio.view(INTS[ratio.element_size()])
+                if slot.single
+                else torch.zeros_like(weight, dtype=INTS[weight.element_size()])
+            )
             self._held.append(Held(slot.parameter, mask))
         self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True))
 

@@ -133,7 +133,7 @@ class HALOPull:
     def pull(self, memory: Tensor, reference: float) -> Tensor:
         """λ^(−2·power) with λ = (memory/reference)^⅓."""
         relative = (memory / reference).clamp_(min=self.smallest**3)
-        return relative.pow_(-2 * self.power / 3)
+        return relative.log2_().mul_(-2 * self.power / 3).exp2_()  # in half the time of a power
 
     def scale(self, memory: Tensor, reference: float) -> Tensor:
         """λ = (memory/reference)^⅓."""

@@ -17,6 +17,7 @@ from shrinkage.core.granularity import Weight
 from shrinkage.core.hold import keep_zeros
 from shrinkage.core.pruner import Pruner
 from shrinkage.pruning.lottery import Rewind
+from shrinkage.reproduce.ablations import ABLATIONS
 from shrinkage.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -116,6 +117,10 @@ ENTRANTS: Mapping[str, Entrant] = {
     "halo-paper": Entrant(
         "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4))
     ),
+    **{
+        f"halo-{name}": Entrant(f"HALO, {title}", _living(lambda *target, make=make: make(*target[:3])))
+        for name, (title, make) in ABLATIONS.items()
+    },
     **{name: _row(name) for name in ("lasso", "sws", "mcp", "bridge", "gradual", "str", "soft-topk")},
     "set": Entrant("SET", _living(lambda *target: shrinkage.SET(*target[:3], seed=target[3]))),
     "rigl": Entrant("RigL", _living(lambda *target: shrinkage.RigL(*target[:3], seed=target[3]))),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shrinkage.reproduce.ablations import ABLATIONS
+
 _PENALTIES = ("lasso", "sws", "mcp", "bridge")
 _AT_START = ("random", "snip", "grasp", "synflow")
 _MOVING = ("set", "rigl", "str", "soft-topk", "movement")
@@ -57,6 +59,9 @@ PARTS: Mapping[str, Part] = {
         seeds=5,
         tuning=8,
         paired=(0.98, 0.99, 0.995),
+    ),
+    "ablation": Part(
+        "mnist", ("halo", *(f"halo-{name}" for name in ABLATIONS), "gradual"), (0.98, 0.99, 0.995), seeds=3, tuning=0
     ),
     "lenet-5": Part(
         "lenet-5", ("halo", "magnitude-tuned", "gradual", "rigl", "str", "snip", "dense"), (0.95, 0.98, 0.99), 3, 6

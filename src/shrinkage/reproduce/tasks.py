@@ -77,7 +77,7 @@ TASKS: Mapping[str, Task] = {
         "LeNet-300-100 on digits", "digits", "mlp", "sgd", 20, 32, _SGD, (0.1, 5e-4, "flat-cosine"), 0.95, 300
     ),
     "mnist": Task(
-        "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", "sgd", 20, 128, _SGD, (0.2, 2e-4, "flat-cosine"), 0.98, 5000
+        "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", "sgd", 20, 128, _SGD, (0.2, 2e-4, "flat-cosine"), 0.99, 5000
     ),
     "lenet-5": Task(
         "LeNet-5 on MNIST", "mnist", "lenet-5", "sgd", 10, 128, _SGD, (0.1, 5e-4, "flat-cosine"), 0.98, 5000
