@@ -39,7 +39,7 @@ from shrinkage.models import MODELS
 BATCH = 128
 SPARSITY = 0.95
 STRENGTHS = {"xi": 1e-6, "psi": 1e-6}
-INTERVAL = shrinkage.core.schedules.INTERVAL  # optimiser steps that hold exactly one proximal step
+INTERVAL = shrinkage.penalties.halo.EVERY  # optimiser steps that hold exactly one proximal step
 PHASES = ("shrinking, early", "shrinking, middle", "shrinking, late", "holding")
 
 
@@ -334,8 +334,8 @@ def main() -> None:
     steady()
 
     kinds = ["proximal", "gradient", "in the loss", "mask"]
-    lenet = {"rounds": 12 if quick else 90, "steps": INTERVAL if quick else 4 * INTERVAL, "turn": 4 * INTERVAL}
-    resnet = {"rounds": 1 if quick else 9, "steps": INTERVAL, "turn": 1}
+    lenet = {"rounds": 12 if quick else 90, "steps": INTERVAL if quick else 2 * INTERVAL, "turn": 2 * INTERVAL}
+    resnet = {"rounds": 1 if quick else 5, "steps": INTERVAL, "turn": 1}
     times = {
         "lenet-300-100, SGD": step_times("lenet-300-100", (1, 28, 28), sgd, kinds, **lenet),
         "lenet-300-100, AdamW": step_times("lenet-300-100", (1, 28, 28), adamw, kinds, **lenet),

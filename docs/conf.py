@@ -8,7 +8,7 @@ from typing import Any
 from shrinkage import __version__
 from shrinkage.core.options import STEERED
 from shrinkage.core.schedules import INTERVAL
-from shrinkage.penalties.halo import HALOPull
+from shrinkage.penalties.halo import EVERY, HALOPull
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -23,6 +23,7 @@ myst_heading_anchors = 3
 # Defaults that the text names, from the code that has them.
 myst_substitutions = {
     "interval": str(INTERVAL),
+    "every": str(EVERY),
     "start": f"{STEERED['start']:.0%}".replace("%", " %"),
     "end": f"{STEERED['end']:.0%}".replace("%", " %"),
     "power": f"{HALOPull().power:g}",

@@ -92,6 +92,10 @@ TABLES = {
 }
 
 
+# Test accuracy in percent by part and sparsity: Seto, Wells and Zhang, of their released checkpoints.
+PUBLISHED = (("cifar100-resnet-50", 0.7, "70.70"), ("cifar100-resnet-50", 0.95, "65.57"))
+
+
 class Measured(SphinxDirective):
     """A table of results: the file's name under ``results/`` and one of :data:`TABLES`."""
 
@@ -126,6 +130,20 @@ class Comparison(SphinxDirective):
         head = ["| | learning rate | weight decay | schedule |", "| --- | ---: | ---: | --- |"]
         text = [table.markdown(), "", *remarks, "", f"![Accuracy by sparsity]({plot})", "", *head, *chosen]
         return self.parse_text_to_nodes("\n".join(text))
+
+
+class Published(SphinxDirective):
+    """The paper's figures beside those of this library, where they have been run."""
+
+    def run(self) -> list[nodes.Node]:
+        """Lay out :data:`PUBLISHED`."""
+        rows = ["| | zeros | published | here |", "| --- | ---: | ---: | ---: |"]
+        for part, sparsity, figure in PUBLISHED:
+            path = RESULTS / "halo" / f"{part}.jsonl"
+            cells = Table(load(path)).cells if path.is_file() else {}
+            cell = cells.get(("halo", sparsity), "not run yet")
+            rows.append(f"| {TASKS[PARTS[part].task].title} | {100 * sparsity:g} % | {figure} | {cell} |")
+        return self.parse_text_to_nodes("\n".join(rows))
 
 
 class Parts(SphinxDirective):
@@ -177,5 +195,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("command-help", Help)
     app.add_directive("comparison", Comparison)
     app.add_directive("parts", Parts)
+    app.add_directive("published", Published)
     app.add_directive("entrants", Entrants)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -11,7 +11,7 @@ from shrinkage.core.options import STEERED, Options, check_options
 from shrinkage.core.protocols import AdaptivePull, Prior, Solver
 from shrinkage.core.proximal import FixedProximal, SteeredProximal
 from shrinkage.core.scales import Scales
-from shrinkage.core.schedules import interval
+from shrinkage.core.schedules import INTERVAL, interval
 
 SolverName = Literal["proximal", "gradient", "loss"]
 
@@ -24,6 +24,7 @@ def steered(
     solver: SolverName | None,
     options: Options,
     *,
+    every: int = INTERVAL,
     hold: bool = False,
     spare: bool = False,
 ) -> tuple[Solver, Options]:
@@ -36,6 +37,7 @@ def steered(
         steps: length of the training.
         solver: what the user asked for.
         options: all others.
+        every: optimiser steps from one proximal step to the next; fewer in short trainings.
         hold: see :class:`~shrinkage.core.proximal.SteeredProximal`.
         spare: see there.
 
@@ -50,7 +52,7 @@ def steered(
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
-    return SteeredProximal(pull, interval(steps), hold=hold, spare=spare), Options(**{**STEERED, **options})
+    return SteeredProximal(pull, interval(steps, every), hold=hold, spare=spare), Options(**{**STEERED, **options})
 
 
 def fixed(method: type, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:

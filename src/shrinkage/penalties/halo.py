@@ -31,6 +31,9 @@ from shrinkage.core.protocols import Shape
 from shrinkage.core.scales import Scales
 from shrinkage.penalties.build import SolverName, fixed, steered, strength
 
+EVERY = 24
+"""Optimiser steps from one steered proximal step to the next, in long trainings."""
+
 
 @dataclass(frozen=True)
 class HALOPrior:
@@ -199,7 +202,9 @@ class HALO(Sparsifier):
     ) -> None:
         method = type(self)
         if xi is None and psi is None:
-            chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options, hold=True, spare=True)
+            chosen, options = steered(
+                method, HALOPull(), sparsity, steps, solver, options, every=EVERY, hold=True, spare=True
+            )
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
             settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}

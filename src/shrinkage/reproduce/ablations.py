@@ -12,7 +12,7 @@ from shrinkage.core.options import STEERED
 from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.proximal import SteeredProximal
 from shrinkage.core.schedules import interval
-from shrinkage.penalties.halo import HALO, HALOPull
+from shrinkage.penalties.halo import EVERY, HALO, HALOPull
 from shrinkage.penalties.lasso import UniformPull
 
 Make = Callable[[nn.Module, float, int], Sparsifier]
@@ -50,7 +50,7 @@ def _with(
     end: float = STEERED["end"],
 ) -> Make:
     def make(model: nn.Module, sparsity: float, steps: int) -> Sparsifier:
-        steered = solver(pull or HALOPull(), interval(steps, asked=every), hold=hold, spare=True)
+        steered = solver(pull or HALOPull(), interval(steps, EVERY, every), hold=hold, spare=True)
         return Variant(model, sparsity, steps, steered, end)
 
     return make
