@@ -40,11 +40,12 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = "shrinkage"
 html_static_path = ["_static"]
+html_extra_path = ["extra"]
 html_css_files = ["math.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "extra"]
 
 
 def _bars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:

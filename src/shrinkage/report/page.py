@@ -100,7 +100,7 @@ def _figures(content: Page) -> list[str]:
     figures = content.figures
     drawn = [_figure("Accuracy", _accuracy(content), _accuracy_caption(content))]
     if content.rows[-1]["sparsity"]:
-        caption = "Dotted: what the ramp asks for. Solid: exact zeros, from where the pattern is fixed."
+        caption = "Dotted: what the ramp asks for. Solid: exact zeros, from where they follow it."
         drawn.append(_figure("Sparsity", _sparsity(content), caption))
     if figures.points:
         drawn.append(
@@ -143,10 +143,11 @@ def _sparsity(content: Page) -> str:
     if not any(asked):
         return curves("Sparsity", "zeros, %", [Line("zeros", "method", _zeros(rows))], low=0)
     lines = [Line("asked for", "wanted", asked, named_at=0.25)]
-    # Between two steps of the method zeros may move: they are counted from where the pattern is fixed.
-    fixed = [index for index, row in enumerate(rows) if row["phase"] != "shrinking"]
-    if fixed:
-        lines.append(Line("zeros", "method", _zeros(rows[fixed[0] :]), first=fixed[0] + 1))
+    # With some methods zeros may move between two steps of the method; then they mean nothing before the end.
+    apart = [abs(row["sparsity"] - row["wanted"]) > 0.05 and row["phase"] == "shrinking" for row in rows]
+    first = len(rows) - [*reversed(apart), True].index(True)
+    if first < len(rows):
+        lines.append(Line("zeros", "method", _zeros(rows[first:]), first=first + 1))
     return curves("Sparsity", "zeros, %", lines, low=0)
 
 
