@@ -53,11 +53,11 @@ class Held:
     parameter: nn.Parameter
     mask: Tensor
 
-    def clear_weight(self, optimizer: Optimizer) -> None:
-        """Zero the weight, its gradient and its optimiser state where pruned."""
+    def clear_weight(self, optimizer: Optimizer, spared: str = "") -> None:
+        """Zero the weight, its gradient and its optimiser state where pruned, but for one entry of the state."""
         clear(self.parameter, self.mask)
         self.clear_gradient()
-        self.clear_state(optimizer)
+        self.clear_state(optimizer, spared)
 
     def clear_state(self, optimizer: Optimizer, spared: str = "") -> None:
         """Zero the optimiser's state where pruned, but for one of its entries."""
@@ -73,19 +73,25 @@ class Held:
 
 
 class Holder:
-    """Keeps the zeros of several parameters through the steps of their optimisers (a hook listener)."""
+    """Keeps the zeros of several parameters through the steps of their optimisers (a hook listener).
 
-    def __init__(self, held: Mapping[Optimizer, list[Held]]) -> None:
+    Args:
+        held: the parameters by optimiser.
+        spared: an entry of the optimisers' state that is left as it is.
+    """
+
+    def __init__(self, held: Mapping[Optimizer, list[Held]], spared: str = "") -> None:
         self._held = dict(held)
+        self._spared = spared
         self._stale = set(held)  # optimisers whose state may hold something for a pruned weight
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[Optimizer, Held]]) -> Holder:
+    def of(cls, pairs: Iterable[tuple[Optimizer, Held]], spared: str = "") -> Holder:
         """One for parameters that come with the optimisers that update them."""
         held: dict[Optimizer, list[Held]] = {}
         for optimizer, item in pairs:
             held.setdefault(optimizer, []).append(item)
-        return cls(held)
+        return cls(held, spared)
 
     def before_step(self, optimizer: Optimizer, scale: Tensor | None = None, once: bool = True) -> None:
         """Clear what would revive a pruned weight."""
@@ -93,7 +99,7 @@ class Holder:
         if optimizer in self._stale:
             self._stale.discard(optimizer)
             for item in held:
-                item.clear_weight(optimizer)
+                item.clear_weight(optimizer, self._spared)
         else:
             for item in held:
                 item.clear_gradient()
@@ -117,7 +123,7 @@ class Holder:
         """Zero weights and optimiser state now."""
         for optimizer, held in self._held.items():
             for item in held:
-                item.clear_weight(optimizer)
+                item.clear_weight(optimizer, self._spared)
 
 
 class KeepZeros:

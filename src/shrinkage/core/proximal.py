@@ -24,6 +24,9 @@ from shrinkage.core.scales import FixedStrength
 from shrinkage.core.slots import Slot, by_size, learning_rate_shares
 from shrinkage.formats.bits import pack_bits, unpack_bits
 
+# Adam's second moments move nothing, and over zeros their square root takes five times as long on x86.
+_SPARED = "exp_avg_sq"
+
 
 class FixedProximal(FixedStrength):
     """w ← prox(w) with step length lr after every step; λ follows its own gradient."""
@@ -165,8 +168,7 @@ class SteeredProximal:
                     bits.copy_(part != 0).neg_()
             else:
                 held.mask.copy_(slot.spread(left != 0)).neg_()
-            # Adam's second moments move nothing, and over zeros their square root takes five times as long (x86).
-            held.clear_state(slot.optimizer, spared="exp_avg_sq")
+            held.clear_state(slot.optimizer, _SPARED)
 
     def _make_masks(self) -> None:
         """Of single weights, they take the room of the ratios, which is needed in proximal steps only."""
@@ -178,7 +180,7 @@ class SteeredProximal:
                 else torch.zeros_like(weight, dtype=INTS[weight.element_size()])
             )
             self._held.append(Held(slot.parameter, mask))
-        self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True))
+        self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True), _SPARED)
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By size."""
