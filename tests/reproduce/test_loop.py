@@ -48,7 +48,7 @@ class Power(Exception):
     """It is off."""
 
 
-@pytest.mark.parametrize("method", ["halo", "rigl", "str", "snip", "dense"])
+@pytest.mark.parametrize("method", ["halo", "halo-controller", "rigl", "str", "snip", "dense"])
 def test_an_interrupted_training_goes_on_to_the_same_bits(method, tmp_path, monkeypatch):
     trial = replace(TRIAL, method=method, sparsity=0.0 if method == "dense" else 0.9, epochs=4)
     whole = start(trial)

@@ -21,16 +21,15 @@ Make = Callable[[nn.Module, float, int], Sparsifier]
 class Controlled(SteeredProximal):
     """ξ is raised while there are too few zeros and lowered while there are too many, by up to a tenth at a time."""
 
-    _xi = 1e-6
-
     def _limits(self, share: float) -> list[Tensor]:
         assert self._dial is not None
         if share >= 1.0:
             return super()._limits(share)
-        zeros = sum(int((ratio <= self._xi).sum()) for ratio in self._ratios)
+        xi = max(self.strength, 1e-6)  # the last one, which is part of the saved state
+        zeros = sum(int((ratio <= xi).sum()) for ratio in self._ratios)
         short = (share * self._dial.zeros - zeros) / self._dial.units
-        self._xi *= math.exp(0.1 * min(max(short / 0.05, -1.0), 1.0))
-        return [ratio.new_full((), self._xi) for ratio in self._ratios]
+        xi *= math.exp(0.1 * min(max(short / 0.05, -1.0), 1.0))
+        return [ratio.new_full((), xi) for ratio in self._ratios]
 
 
 class Variant(HALO):
