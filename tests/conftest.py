@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from shrinkage.runtime import tuning
 
 # A skip for any other reason fails a CI run: a missing extra must not pass for green.
 AGREED_SKIPS = ("SHRINKAGE_DATA is not set", "needs a CUDA device")
@@ -16,6 +19,16 @@ AGREED_SKIPS = ("SHRINKAGE_DATA is not set", "needs a CUDA device")
 def _seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is compiled and measured stays in a folder of the tests; which kernel is fastest is of no matter here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHRINKAGE_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        patch.setattr(tuning, "RUNS", 1)
+        patch.setattr(tuning, "ENOUGH", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")

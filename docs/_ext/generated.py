@@ -64,7 +64,45 @@ def goals(result: dict[str, Any]) -> str:
 
 def machine(result: dict[str, Any]) -> str:
     """What it was measured on."""
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["machine"].items()) + "."
+
+    def words(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+        return " ".join(value) if isinstance(value, list) else str(value)
+
+    return ", ".join(f"{key.replace('_', ' ')} {words(value)}" for key, value in result["machine"].items()) + "."
+
+
+def faster(result: dict[str, Any]) -> str:
+    """The engine over the fastest dense one, by network and batch."""
+    rows = []
+    for row in result["rows"].values():
+        for batch, goal in row["goals"].items():
+            ratio, smaller, threads = row["ratio"][batch], row["ratio_compacted"][batch], row["two_threads"]
+            two = threads["ratio"]["median"] if str(threads["batch"]) == batch else None
+            met = "met" if ratio["median"] >= goal else "missed"
+            both = f"{smaller['median']:.1f}" if smaller else "–"
+            rows.append(
+                f"| {row['title']}, {row['masks']} masks | {row['macs_left']:.1%} | {batch} | {ratio['rival']} "
+                f"| **{ratio['median']:.1f}** | {ratio['low']:.1f}–{ratio['high']:.1f} | {goal:g} | {met} "
+                f"| {both} | {f'{two:.2f}' if two else '–'} |"
+            )
+    head = (
+        "| network | multiplications left | batch | fastest dense engine | times as fast | quartiles | goal | "
+        "| both compacted | two threads over one |"
+    )
+    return "\n".join([head, "| --- | ---: | ---: | --- | ---: | ---: | ---: | --- | ---: | ---: |", *rows])
+
+
+def sizes(result: dict[str, Any]) -> str:
+    """Bytes of sparse files and how many times smaller than dense float32 they are."""
+    modes = list(next(iter(result["networks"].values()))["modes"])
+    rows = []
+    for name, network in result["networks"].items():
+        cells = [f"{network['modes'][mode]['bytes']:,} ({network['modes'][mode]['ratio']:.1f} ×)" for mode in modes]
+        rows.append(f"| {name} | {network['dense_bytes']:,} | {' | '.join(cells)} |")
+    head = f"| network | dense | {' | '.join(modes)} |"
+    return "\n".join([head, f"| --- | ---: |{' ---: |' * len(modes)}", *rows])
 
 
 def accuracy(result: dict[str, Any]) -> str:
@@ -89,6 +127,8 @@ TABLES = {
     "growth": growth,
     "goals": goals,
     "machine": machine,
+    "faster": faster,
+    "sizes": sizes,
 }
 
 

@@ -1,10 +1,18 @@
 """Train neural networks that end up small, and prove it."""
 
+import importlib
+from typing import Any
+
 from shrinkage.core.costs import Cost, register_cost
-from shrinkage.core.errors import InputError, MissingExtra, ShrinkageError, StateError, TargetError
+from shrinkage.core.errors import FileError, InputError, MissingExtra, ShrinkageError, StateError, TargetError
 from shrinkage.core.footprint import footprint
 from shrinkage.core.granularity import NM, Block, Row, Weight
 from shrinkage.core.hold import keep_zeros
+from shrinkage.deploy.compact import compact
+from shrinkage.deploy.export import export
+from shrinkage.deploy.files import describe, load, save
+from shrinkage.deploy.fold import fold_batchnorm
+from shrinkage.deploy.surgery import reshape_like
 from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso, faithful
 from shrinkage.pruning import (
     SET,
@@ -34,6 +42,7 @@ __all__ = [
     "Block",
     "Bridge",
     "Cost",
+    "FileError",
     "GraSP",
     "GradualMagnitude",
     "InputError",
@@ -52,8 +61,22 @@ __all__ = [
     "TargetError",
     "Weight",
     "__version__",
+    "compact",
+    "describe",
+    "export",
     "faithful",
+    "fold_batchnorm",
     "footprint",
     "keep_zeros",
+    "load",
     "register_cost",
+    "reshape_like",
+    "save",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine needs an extra; only who asks for it imports it.
+    if name == "runtime":
+        return importlib.import_module("shrinkage.runtime")
+    raise AttributeError(f"module 'shrinkage' has no attribute {name!r}")

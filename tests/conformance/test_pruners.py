@@ -103,6 +103,16 @@ class Negative(Magnitude):
         return result
 
 
+class Generous(Magnitude):
+    """Under a budget, gives some of it back."""
+
+    def prune(self, model, *args, **kwargs):
+        result = super().prune(model, *args, **kwargs)
+        if "macs" in self._options:
+            model.get_parameter(result.layers[0].name).detach().fill_(1.0)
+        return result
+
+
 class Elementwise(Magnitude):
     """Knows single weights only."""
 
@@ -129,6 +139,7 @@ class Elementwise(Magnitude):
         (Shrinking, "check_survivors_stay: 0.weight was changed"),
         (Negative, "check_exact_target: 0.weight holds −0.0"),
         (Elementwise, "check_granularities"),
+        (Generous, "check_budget"),
     ],
 )
 def test_a_broken_method_is_caught_by_name(method, broken):

@@ -4,6 +4,7 @@ import pytest
 
 import shrinkage
 from shrinkage.testing import check_sparsifier, sparsifier_checks
+from shrinkage.testing.toy import batch
 
 SPARSIFIERS = {
     "HALO": shrinkage.HALO,
@@ -32,6 +33,32 @@ SPARSIFIERS = {
 @pytest.mark.parametrize("method", SPARSIFIERS)
 def test_promise_is_kept(method, check):
     check(SPARSIFIERS[method])
+
+
+def budgeted(method, **options):
+    """The method with a budget in place of a sparsity, in which a unit of every tensor has room."""
+    given = {"example": batch(0)[0][:1], **options}
+    return lambda model, sparsity, steps: method(model, macs=1 - 0.6 * sparsity, steps=steps, **given)
+
+
+BUDGETED = {
+    "HALO": budgeted(shrinkage.HALO),
+    "HALO, rows": budgeted(shrinkage.HALO, granularity=shrinkage.Row()),
+    "GradualMagnitude, blocks": budgeted(shrinkage.GradualMagnitude, granularity=shrinkage.Block(3, 5)),
+    "RigL, rows": budgeted(shrinkage.RigL, granularity=shrinkage.Row()),
+    "SoftTopK, blocks": budgeted(shrinkage.SoftTopK, granularity=shrinkage.Block(3, 5)),
+}
+IN_ZEROS = {"check_exact_target", "check_life", "check_refuses_bad_targets"}  # these count units
+
+
+@pytest.mark.parametrize(
+    "check",
+    [check for check in sparsifier_checks() if check.__name__ not in IN_ZEROS],
+    ids=lambda check: check.__name__,
+)
+@pytest.mark.parametrize("method", BUDGETED)
+def test_promise_is_kept_with_a_budget(method, check):
+    check(BUDGETED[method])
 
 
 class Forgetful(shrinkage.Lasso):

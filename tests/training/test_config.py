@@ -5,7 +5,7 @@ import pytest
 
 from shrinkage.core.errors import InputError
 from shrinkage.training import resolve
-from shrinkage.training.config import read_yaml
+from shrinkage.training.config import override, read_yaml
 from shrinkage.training.recipes import RECIPES
 
 
@@ -38,6 +38,17 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert resolve(read_yaml(path)) == resolve({})
 
 
+def test_a_budget_takes_the_place_of_the_sparsity(tmp_path: Path) -> None:
+    config = resolve({"macs": 0.1})
+    assert (config.sparsity, config.macs) == (None, 0.1)
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml(), encoding="utf-8")
+    assert resolve(read_yaml(path)) == config
+    assert resolve(override(read_yaml(path), {"sparsity": 0.8})) == resolve({"sparsity": 0.8})
+    assert resolve(override({"sparsity": "0.9", "seed": "3"}, {"macs": 0.2})) == resolve({"macs": 0.2, "seed": 3})
+    assert resolve(override({"sparsity": "0.9"}, {"seed": 3})).sparsity == 0.9
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -51,6 +62,10 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
         ({"sparsity": 0}, "sparsity must be"),
         ({"sparsity": float("nan")}, "sparsity must be"),
         ({"sparsity": "much"}, "sparsity must be a number, got 'much'"),
+        ({"macs": 1.0}, r"macs must be in \(0, 1\), such as 0\.1.*got 1.0"),
+        ({"macs": "few"}, "macs must be a number, got 'few'"),
+        ({"macs": 0.1, "sparsity": 0.9}, "a sparsity or macs, one of them, got sparsity=0.9 and macs=0.1"),
+        ({"macs": 0.1, "granularity": "2:4"}, "2:4 fixes the sparsity at 0.5, but macs is set to 0.1; leave it out"),
         ({"epochs": 2.5}, "epochs must be a whole number, got 2.5"),
         ({"epochs": True}, "epochs must be a whole number, got True"),
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),

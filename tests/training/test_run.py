@@ -130,6 +130,20 @@ def test_every_method_reaches_the_target(tmp_path: Path, quick: Any, method: str
     assert summary.zeros == round(0.8 * summary.weights)
 
 
+@pytest.mark.parametrize(("method", "model"), [("halo", "resnet-8"), ("rigl", "mlp"), ("soft-topk", "mlp")])
+def test_a_budget_of_multiplications(tmp_path: Path, quick: Any, method: str, model: str) -> None:
+    told: list[str] = []
+    config = quick(method=method, macs=0.2, model=model, epochs=2)
+    folder, summary = train(config, out=tmp_path, tell=told.append)
+    assert summary.macs <= 0.2 * summary.dense_macs < summary.macs + 65  # a weight is used up to 64 times
+    assert summary.macs_target == 0.2
+    assert "20.00% were asked for" in str(summary)
+    assert json.loads(folder.summary.read_text())["macs_target"] == 0.2
+    assert resume(folder.path, tell=told.append)[1] == summary
+    assert all(" zeros" in line and ", to " not in line for line in told if " epoch " in line)
+    assert "asked for" not in folder.report.read_text()
+
+
 def test_dense_is_a_method_too(tmp_path: Path, quick: Any) -> None:
     folder, summary = train(quick(method="dense", epochs=2), out=tmp_path, tell=lambda line: None)
     assert (summary.zeros, summary.dense_accuracy) == (0, None)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shrinkage.cli import reproduce
+from shrinkage.cli import deploy, reproduce
 from shrinkage.cli.console import echo, reported, say
 from shrinkage.cli.options import Debug
 
@@ -58,6 +58,10 @@ def train(
         ),
     ] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of zeros to reach, exactly. [default: 0.95]")] = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(help="Share of the multiplications of an example to leave, at most; in place of --sparsity."),
+    ] = None,
     granularity: Annotated[
         str | None, typer.Option(help="What is removed as one: weight, row, block:4x4, 2:4. [default: weight]")
     ] = None,
@@ -100,6 +104,7 @@ def train(
             "model": model,
             "method": method,
             "sparsity": sparsity,
+            "macs": macs,
             "granularity": granularity,
             "epochs": epochs,
             "batch_size": batch_size,
@@ -144,7 +149,7 @@ def train(
         else:
             written = settings.read_yaml(config) if config is not None else {}
             folder, summary = run.train(
-                settings.resolve({**written, **given}),
+                settings.resolve(settings.override(written, given)),
                 out=out or Path("runs"),
                 name=name,
                 command=shlex.join(["shrinkage", *sys.argv[1:]]),
@@ -165,3 +170,7 @@ def inspect(
         from shrinkage.training.run import inspect
 
         echo(str(inspect(run)))
+
+
+app.command()(deploy.export)
+app.command()(deploy.bench)

@@ -7,9 +7,11 @@ layer is emptied. Precedence: the floor over both targets, a tensor's own target
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -50,7 +52,7 @@ class Pool:
         members: indices of the tensors.
         units: units in each member.
         kept: how many of each member's largest units are protected.
-        zeros: how many units of the pool are to be zero.
+        zeros: how much of the pool is to be zero: so many units or, of a budget, what they cost.
     """
 
     members: tuple[int, ...]
@@ -60,7 +62,7 @@ class Pool:
 
 
 class Dial:
-    """Exact targets for a list of tensors.
+    """Exact targets for a list of tensors, in units. :class:`~shrinkage.core.budget.Budget` counts what they cost.
 
     Args:
         names: of the tensors.
@@ -83,11 +85,8 @@ class Dial:
         layer_sparsity: Mapping[str, float],
         floor: float,
     ) -> None:
-        if not 0.0 <= floor <= 1.0:
-            raise InputError(f"floor must lie in [0, 1], got {floor}")
+        self._check_shares(floor, layer_sparsity)
         for pattern, share in layer_sparsity.items():
-            if not 0.0 <= share < 1.0:
-                raise InputError(f"layer_sparsity[{pattern!r}] must lie in [0, 1), got {share}")
             if isinstance(granularity, NM) and share not in (0, granularity.sparsity):
                 raise InputError(
                     f"layer_sparsity[{pattern!r}]={share} is at odds with {granularity.n}:{granularity.m}, which fixes "
@@ -106,6 +105,14 @@ class Dial:
         self._latest: dict[Pool, tuple[Tensor, ...]] = {}  # the last two limits
         self.units = sum(units)
         self.zeros = sum(pool.zeros for pool in self.pools)
+
+    @staticmethod
+    def _check_shares(floor: float, layer_sparsity: Mapping[str, float]) -> None:
+        if not 0.0 <= floor <= 1.0:
+            raise InputError(f"floor must lie in [0, 1], got {floor}")
+        for pattern, share in layer_sparsity.items():
+            if not 0.0 <= share < 1.0:
+                raise InputError(f"layer_sparsity[{pattern!r}] must lie in [0, 1), got {share}")
 
     def _pool(self, members: tuple[int, ...], share: float, units: list[int], floor: float) -> Pool:
         total = sum(units)
@@ -136,16 +143,16 @@ class Dial:
         """
         found: dict[int, Tensor] = {}
         for pool, flat in zip(self.pools, flats, strict=True):
-            wanted = math.floor(share * pool.zeros + 1e-9)
+            wanted = self.wanted(pool, share)
             if self._nm is not None:
                 for i in pool.members:
                     ratios[i].masked_fill_(~self._nm.removable(ratios[i], self._out_dims[i]), torch.inf)
-            limit = kth_smallest(flat, wanted, self._expected(pool)) if wanted else flat.new_full((), -1.0)
+            limit = self._limit(pool, flat, wanted, self._expected(pool)) if wanted else flat.new_full((), -1.0)
             # The floor rarely binds. Where it does, protecting a tensor takes its place in the count from others.
             while short := self._short(pool, ratios, limit):
                 for i, free in short:
                     _protect_largest(ratios[i], free)
-                limit = kth_smallest(flat, wanted, limit)
+                limit = self._limit(pool, flat, wanted, limit)
             self._latest[pool] = (*self._latest.get(pool, ()), limit)[-2:]
             found.update(dict.fromkeys(pool.members, limit))
         return [found[i] for i in range(len(ratios))]
@@ -185,10 +192,95 @@ class Dial:
                     (removable,) = smallest([key], n - safe, [seconds[i]])
                     key = torch.where(removable, key, torch.inf)
                 keys.append(key)
-            wanted = math.floor(share * pool.zeros + 1e-9)
-            for i, gone in zip(pool.members, smallest(keys, wanted, [seconds[i] for i in pool.members]), strict=True):
+            lowest = self._smallest(pool, keys, self.wanted(pool, share), [seconds[i] for i in pool.members])
+            for i, gone in zip(pool.members, lowest, strict=True):
                 kept[i] = ~gone
         return [kept[i] for i in range(len(scores))]
+
+    @staticmethod
+    def wanted(pool: Pool, share: float) -> int:
+        """How much of a pool is to be zero when ``share`` of the target is wanted."""
+        return math.floor(share * pool.zeros + 1e-9)
+
+    def up_to(
+        self, pool: Pool, scores: Sequence[Tensor], limit: Tensor, share: float, sizes: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Mark the members' units up to a limit of :meth:`limits`; of those that tie at it only the smaller ones.
+
+        Args:
+            pool: one of the pools.
+            scores: of its members; those of units that must stay are infinite.
+            limit: of the pool.
+            share: the same as there.
+            sizes: decide between equal scores.
+        """
+        wanted = self.wanted(pool, share)
+        marked = [score <= limit for score in scores]
+        if self._amount(pool, marked) == wanted:
+            return marked
+        below = [score < limit for score in scores]
+        tied = [
+            torch.where(score == limit, size.to(score.device, score.dtype), torch.inf)
+            for score, size in zip(scores, sizes, strict=True)
+        ]
+        picked = self._smallest(pool, tied, wanted - self._amount(pool, below))
+        return [low | pick for low, pick in zip(below, picked, strict=True)]
+
+    def left_out(self, i: int, order: Tensor, seconds: Tensor, active: Callable[[int], Tensor]) -> Tensor:
+        """Mark the lowest units of one tensor, such that as much of it stays as does now.
+
+        Args:
+            i: which tensor.
+            order: ≥ 0, a value per unit.
+            seconds: decide between equal ones.
+            active: which units of a tensor stay now.
+        """
+        (lowest,) = smallest([order], int((~active(i)).sum()), [seconds])
+        return lowest
+
+    @property
+    def density(self) -> float:
+        """The share that stays in the end."""
+        return 1 - self.zeros / self.units
+
+    def asked(self, share: float) -> float:
+        """What is to be gone when ``share`` of the target is wanted, as a share of everything."""
+        return share * self.zeros / self.units
+
+    def thinned(self, exponent: float) -> Self:
+        """The same with each pool's density raised to ``exponent``, in (0, 1]."""
+        there = copy.copy(self)
+        there.pools, there._latest = [], {}
+        for pool in self.pools:
+            whole = self._whole(pool)
+            there.pools.append(replace(pool, zeros=whole - round(whole * (1 - pool.zeros / whole) ** exponent)))
+        there.zeros = sum(pool.zeros for pool in there.pools)
+        return there
+
+    def config(self) -> dict[str, Any]:
+        """What a checkpoint must agree in."""
+        return {"zeros": [pool.zeros for pool in self.pools]}
+
+    def __str__(self) -> str:
+        return f"{self.zeros / self.units:.2%} of {self.units:,} units"
+
+    def _limit(self, pool: Pool, flat: Tensor, wanted: int, near: Tensor | None) -> Tensor:
+        """The value up to which ``wanted`` of the pool go."""
+        return kth_smallest(flat, wanted, near)
+
+    def _smallest(
+        self, pool: Pool, keys: Sequence[Tensor], wanted: int, seconds: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """Mark ``wanted`` of the pool, the lowest."""
+        return smallest(keys, wanted, seconds)
+
+    def _amount(self, pool: Pool, marked: Sequence[Tensor]) -> int:
+        """How much of the pool is marked."""
+        return sum(int(mark.sum()) for mark in marked)
+
+    def _whole(self, pool: Pool) -> int:
+        """How much there is of it."""
+        return sum(pool.units)
 
     def check(self, zeros: int) -> None:
         """Raise unless exactly the wanted number of units is zero."""

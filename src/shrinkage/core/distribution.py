@@ -37,8 +37,7 @@ def spread(distribution: str, shapes: Mapping[str, Sequence[int]], sparsity: flo
     >>> round(shares["wide"], 3), round(shares["narrow"], 3)
     (0.901, 0.0)
     """
-    if distribution not in DISTRIBUTIONS:
-        raise InputError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+    _check(distribution)
     if distribution == "global":
         return {}
     units = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -49,9 +48,68 @@ def spread(distribution: str, shapes: Mapping[str, Sequence[int]], sparsity: flo
             f"distribution={distribution!r} keeps at least one unit in each of {len(units)} tensors, more than the "
             f"{wanted} that sparsity {sparsity} of {total} units leaves; ask for less, or leave some out with exclude="
         )
-    raw = {name: 1.0 if distribution == "uniform" else sum(shape) / math.prod(shape) for name, shape in shapes.items()}
-    kept = _whole(_water_fill(raw, units, wanted), units, wanted)
+    kept = _whole(_water_fill(_densities(distribution, shapes), units, wanted), units, wanted)
     return {name: (units[name] - kept[name]) / units[name] for name in shapes}
+
+
+def _check(distribution: str) -> None:
+    if distribution not in DISTRIBUTIONS:
+        raise InputError(f"distribution must be one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}")
+
+
+def _densities(distribution: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """What the densities are proportional to."""
+    return {name: 1.0 if distribution == "uniform" else sum(shape) / math.prod(shape) for name, shape in shapes.items()}
+
+
+def afford(
+    distribution: str,
+    shapes: Mapping[str, Sequence[int]],
+    whole: Mapping[str, int],
+    unit: Mapping[str, int],
+    budget: int,
+) -> dict[str, int]:
+    """What each tensor may cost, where all may cost ``budget`` together: densities by the same rule, in costs.
+
+    Args:
+        distribution: ``"uniform"`` or ``"erk"``.
+        shapes: of the per-unit tensors, by name.
+        whole: what each costs with nothing zero.
+        unit: what one of its units costs, at most.
+        budget: > 0, less than all of ``whole``.
+
+    Returns:
+        By name, as much of the budget as whole units use up.
+
+    Raises:
+        InputError: for an unknown distribution, or a budget that does not pay for a unit in every tensor.
+
+    >>> shapes, unit = {"conv": (8, 9), "linear": (10, 64)}, {"conv": 100, "linear": 1}
+    >>> afford("uniform", shapes, {"conv": 7200, "linear": 640}, unit, budget=784)
+    {'conv': 700, 'linear': 84}
+    """
+    _check(distribution)
+    least = sum(unit[name] for name in shapes)
+    if budget < least:
+        raise InputError(
+            f"distribution={distribution!r} keeps at least one unit in each of {len(shapes)} tensors, which takes "
+            f"{least:,} multiply–accumulates, more than the {budget:,} that the budget leaves them; ask for more macs, "
+            "or leave some out with exclude="
+        )
+    share = _water_fill(_densities(distribution, shapes), {name: whole[name] for name in shapes}, budget)
+    kept = {name: max(math.floor(share[name] / unit[name] + 1e-9), 1) * unit[name] for name in shapes}
+    order = sorted(shapes, key=lambda name: ((kept[name] - share[name]) / unit[name], name))
+    while (left := budget - sum(kept.values())) < 0:  # those that keep one unit have more than their share
+        name = next(name for name in reversed(order) if kept[name] > unit[name])
+        kept[name] -= unit[name]
+    turns = iter(order)  # one unit each by largest remainders; what is left then, to whoever lags most
+    more = {name: min(unit[name], whole[name] - kept[name]) for name in shapes}
+    while able := [name for name in order if 0 < more[name] <= left]:
+        name = next((name for name in turns if name in able), None) or min(able, key=lambda n: kept[n] / share[n])
+        kept[name] += more[name]
+        left -= more[name]
+        more[name] = min(unit[name], whole[name] - kept[name])
+    return kept
 
 
 def _water_fill(raw: Mapping[str, float], units: Mapping[str, int], wanted: int) -> dict[str, float]:

@@ -21,7 +21,7 @@ from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
 from shrinkage.core.protocols import Solver
-from shrinkage.core.result import Sparsified
+from shrinkage.core.result import Sparsified, Spent
 from shrinkage.core.schedules import Ramp
 from shrinkage.core.selection import resolve
 from shrinkage.core.slots import Slot
@@ -32,7 +32,7 @@ class Sparsifier:
 
     Args:
         model: the network; wrappers of ``torch.compile`` and DDP are looked through.
-        sparsity: share of zeros among the selected units, in (0, 1), met exactly; ``None`` for
+        sparsity: share of zeros among the selected units, in (0, 1), met exactly; ``None`` for ``macs=``, and for
             methods with fixed strengths, whose zeros are what they are.
         steps: optimiser steps of the whole training; the ramp is laid out over them.
         solver: acts on the weights until the pattern is fixed.
@@ -50,6 +50,14 @@ class Sparsifier:
         ramp: ``"cubic"``, ``"linear"``, ``"one-shot"`` or a callable from [0, 1] to [0, 1].
         start: share of ``steps`` at which the ramp begins.
         end: share of ``steps`` at which the pattern is fixed.
+        macs: in place of ``sparsity``, the share of the model's multiply–accumulates on ``example`` that is left, in
+            (0, 1). What is not selected (norms, excluded layers, products without weights) counts in full, so that
+            :func:`shrinkage.footprint` finds no more than this share of its MACs effective, and less by under one
+            unit's. The ramp is one of MACs. Scores are divided by the square root of what units cost, which gave the
+            highest accuracy. ``layer_sparsity`` is then the share of its own MACs that a tensor loses, and what it
+            keeps is paid from the budget; ``floor`` counts the density in MACs.
+        example: one call's input for the model, on its device, as :func:`shrinkage.footprint` takes it: a tuple of
+            positional arguments, a mapping of keyword arguments, or the only argument.
 
     Raises:
         InputError: for arguments that cannot work, with what would.
@@ -129,8 +137,15 @@ class Sparsifier:
                 "parameters (after moving or wrapping it), or leave those weights out with exclude="
             )
         return [
-            Slot(item.name, weight, item.out_dim, self._plan.granularity, *owner[id(weight)])
-            for item, weight in zip(self._plan.selected, weights.values(), strict=True)
+            Slot(
+                item.name,
+                weight,
+                item.out_dim,
+                self._plan.granularity,
+                *owner[id(weight)],
+                toll=self._plan.toll(i, weight.device),
+            )
+            for i, (item, weight) in enumerate(zip(self._plan.selected, weights.values(), strict=True))
         ]
 
     def penalty(self) -> Tensor:
@@ -139,13 +154,14 @@ class Sparsifier:
         return self._solver.value()
 
     def finalize(self) -> Sparsified:
-        """Make the zeros exact and final; the hooks go on keeping them until :meth:`detach`.
+        """Make the zeros exact and final, and check what was asked for; the hooks keep them until :meth:`detach`.
 
         Returns:
             What was reached, per layer; prints as a table.
 
         Raises:
-            TargetError: if the ramp has not ended, or the count of zeros is not what was asked for.
+            TargetError: if the ramp has not ended, or the zeros, or the multiply–accumulates that are left, are not
+                what was asked for.
             StateError: if a weight is NaN or infinite, or the method was never attached.
         """
         self._need_attached("finalize()")
@@ -200,11 +216,14 @@ class Sparsifier:
 
     @property
     def wanted(self) -> float:
-        """The share of zeros that the ramp asks for now; 0 without a target."""
+        """The share of zeros that the ramp asks for now; 0 without a target.
+
+        With ``macs=`` the share of multiply–accumulates that is to be gone.
+        """
         if self._plan.dial is None:
             return 0.0
         share = self._ramp(self._step) if self._ramp is not None else float(self._holder is not None)
-        return share * self._plan.dial.zeros / self._plan.dial.units
+        return self._plan.dial.asked(share)
 
     @property
     def units(self) -> int:
@@ -220,6 +239,11 @@ class Sparsifier:
     def strength(self) -> float:
         """ξ as it is now; steered strengths are in units of the weights' root mean square."""
         return self._solver.strength
+
+    @property
+    def macs(self) -> Spent | None:
+        """What is left of the multiply–accumulates now (counts); ``None`` where no budget of them was given."""
+        return self._plan.spent(self._model)
 
     def measure(self) -> dict[str, tuple[int, int]]:
         """Zero units and all units of every selected tensor, by name."""
@@ -245,11 +269,8 @@ class Sparsifier:
         return {name: held.mask != 0 for name, held in self._held.items()}
 
     def __repr__(self) -> str:
-        target = f"{self._plan.dial.zeros / self._plan.dial.units:.2%} of " if self._plan.dial is not None else ""
-        return (
-            f"{self._name}({target}{self.units:,} units in {len(self._plan.selected)} tensors, "
-            f"step {self._step}, {self.phase})"
-        )
+        what = str(self._plan.dial) if self._plan.dial is not None else f"{self.units:,} units"
+        return f"{self._name}({what} in {len(self._plan.selected)} tensors, step {self._step}, {self.phase})"
 
     # ---- checkpoints ----------------------------------------------------------------------------
 

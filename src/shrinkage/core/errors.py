@@ -14,6 +14,10 @@ class InputError(ShrinkageError, ValueError):
     """An argument, a file or a tensor that cannot be used; the message says what would be."""
 
 
+class FileError(InputError):
+    """A file that cannot be read: missing, damaged, not of this library, or of a newer version."""
+
+
 class StateError(ShrinkageError, RuntimeError):
     """A call that would be right at another time, such as ``finalize()`` before the last step."""
 

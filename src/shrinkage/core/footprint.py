@@ -175,11 +175,20 @@ def footprint(model: nn.Module, example: Any) -> Footprint:
     (238510, 238200, 26400)
     """
     model = unwrap(model)
+    return Footprint(type(model).__name__, tuple(_shapes(example)), tuple(_layers(model, trace(model, example))))
+
+
+def trace(model: nn.Module, example: Any) -> Trace:
+    """Run the model once and take notes.
+
+    Raises:
+        InputError: as :func:`footprint` does.
+    """
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             raise InputError(f"{name!r} has no shape yet: run the model on one batch first")
-    trace = _Trace()
-    with _undisturbed(model), trace.watch(model):
+    notes = Trace()
+    with _undisturbed(model), notes.watch(model):
         try:
             _call(model, example)
         except Exception as error:
@@ -187,7 +196,7 @@ def footprint(model: nn.Module, example: Any) -> Footprint:
                 f"{type(model).__name__} cannot run on an example of {_describe(example)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-    return Footprint(type(model).__name__, tuple(_shapes(example)), tuple(_layers(model, trace)))
+    return notes
 
 
 def sparse_bytes(tensor: Tensor) -> int:
@@ -218,7 +227,7 @@ def sparse_bytes(tensor: Tensor) -> int:
     return best
 
 
-class _Trace:
+class Trace:
     """What ran in one forward pass: by module, the uses of its weights and MACs without a weight."""
 
     def __init__(self) -> None:
@@ -229,6 +238,7 @@ class _Trace:
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
+        """Take notes of what the model runs inside."""
         with ExitStack() as stack:
             for module in model.modules():
                 # always_call (with no output) keeps `running` right when a module raises and its caller
@@ -263,7 +273,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
-    def __init__(self, trace: _Trace) -> None:
+    def __init__(self, trace: Trace) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = trace
 
@@ -301,7 +311,7 @@ def _call(model: nn.Module, example: Any) -> None:
         model(example)
 
 
-def _layers(model: nn.Module, trace: _Trace) -> Iterator[Layer]:
+def _layers(model: nn.Module, trace: Trace) -> Iterator[Layer]:
     seen: set[Tensor] = set()
     for name, module in model.named_modules():
         own = [parameter for parameter in module.parameters(recurse=False) if parameter not in seen]

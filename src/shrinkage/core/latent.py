@@ -26,7 +26,6 @@ from shrinkage.core.granularity import wide
 from shrinkage.core.masked import check_target
 from shrinkage.core.options import STEERED, Options
 from shrinkage.core.slots import Slot, by_size
-from shrinkage.core.threshold import smallest
 from shrinkage.formats.bits import pack_bits, unpack_bits
 
 
@@ -49,7 +48,7 @@ class LatentForm(Protocol):
     """What makes one latent method differ from another; a class of its own inherits what it does not need to say.
 
     The effective weight is θ times a factor per unit, which depends on the unit's size ‖θ_g‖₂ and on the choice made
-    last.
+    last. Under a budget, sizes are in relation to what units cost.
     """
 
     slots: list[Slot]
@@ -190,12 +189,12 @@ class LatentSolver:
         slots, latents = [self._slots[i] for i in own], [wide(self._latents[i]) for i in own]
         gradients = [wide(slot.parameter.grad) for slot in slots if slot.parameter.grad is not None]
         pulls = [totals(slot, g * latent) for slot, g, latent in zip(slots, gradients, latents, strict=True)]
-        sizes, choices = [slot.sizes(self._latents[i]) for i, slot in zip(own, slots, strict=True)], self._choices
+        sizes, choices = [self._size(i) for i in own], self._choices
         passed = self.form.gradients(own, sizes, [choices[i] for i in own], pulls, scale)
         for slot, latent, gradient, (gate, turn) in zip(slots, latents, gradients, passed, strict=True):
             turned = gradient * slot.spread(gate)
-            if turn is not None:
-                turned.addcmul_(latent, slot.spread(turn))
+            if turn is not None:  # two factors of θ come with it, each through the size
+                turned.addcmul_(latent, slot.spread(slot.per_cost(slot.per_cost(turn))))
             assert slot.parameter.grad is not None
             slot.parameter.grad.copy_(turned)
 
@@ -224,19 +223,19 @@ class LatentSolver:
 
     def _choose(self, step: int, share: float) -> None:
         assert self._dial is not None  # these methods have a target
-        sizes = [slot.sizes(latent) for slot, latent in zip(self._slots, self._latents, strict=True)]
+        sizes = [self._size(i) for i in range(len(self._slots))]
         scores, flats = self._side_by_side([self.form.score(i, size) for i, size in enumerate(sizes)])
         self._check(step, scores, flats)
         limits = self._dial.limits(scores, flats, share)
         for pool, flat in zip(self._dial.pools, flats, strict=True):
-            wanted = math.floor(share * pool.zeros + 1e-9)
             limit, guarded = limits[pool.members[0]], math.isinf(float(flat.amax()))
-            gone = _lowest([scores[i] for i in pool.members], limit, wanted, [sizes[i] for i in pool.members])
+            own = [scores[i] for i in pool.members], limit, share, [sizes[i] for i in pool.members]
+            gone = self._dial.up_to(pool, *own)
             for i, part in zip(pool.members, gone, strict=True):
                 home = self._slots[i].parameter.device
                 safe = scores[i].isinf().to(home) if guarded else None
                 self._choices[i] = Choice(~part.to(home), safe, float(limit))
-            self.form.chosen(step, pool, flat, wanted, float(limit))
+            self.form.chosen(step, pool, flat, sum(int(part.sum()) for part in gone), float(limit))
 
     def _check(self, step: int, scores: list[Tensor], flats: list[Tensor]) -> None:
         if all(math.isfinite(float(flat.amax())) for flat in flats):
@@ -262,9 +261,14 @@ class LatentSolver:
                 views[i] = part.view(scores[i].shape)
         return [views[i] for i in range(len(scores))], flats
 
+    def _size(self, index: int) -> Tensor:
+        """‖θ_g‖₂ of the units, over what they cost where there is a budget."""
+        slot = self._slots[index]
+        return slot.per_cost(slot.sizes(self._latents[index]))
+
     def _effective(self, index: int) -> Tensor:
         slot, latent = self._slots[index], self._latents[index]
-        factor = self.form.factor(index, slot.sizes(latent), self._choices[index])
+        factor = self.form.factor(index, self._size(index), self._choices[index])
         return wide(latent) * slot.spread(factor)
 
     def _write(self, indices: Sequence[int]) -> None:
@@ -328,20 +332,6 @@ class LatentSolver:
             self._choices.append(Choice(kept, safe, state["limits"][i]))
         self.form.load_state_dict(state["form"])
         self._write(range(len(self._slots)))
-
-
-def _lowest(scores: Sequence[Tensor], limit: Tensor, wanted: int, sizes: Sequence[Tensor]) -> list[Tensor]:
-    """Mark the units up to the limit; of those that tie at it the smaller ones, so that it is ``wanted`` exactly."""
-    marked = [score <= limit for score in scores]
-    if sum(int(mark.sum()) for mark in marked) == wanted:
-        return marked
-    below = [score < limit for score in scores]
-    tied = [
-        torch.where(score == limit, size.to(score.device, score.dtype), torch.inf)
-        for score, size in zip(scores, sizes, strict=True)
-    ]
-    picked = smallest(tied, wanted - sum(int(mark.sum()) for mark in below))
-    return [low | pick for low, pick in zip(below, picked, strict=True)]
 
 
 def totals(slot: Slot, tensor: Tensor) -> Tensor:

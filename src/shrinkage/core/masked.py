@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
+from shrinkage.core.budget import has_target
 from shrinkage.core.checkpoint import pack_masks, unpack_masks
-from shrinkage.core.dial import Dial, target_share
+from shrinkage.core.dial import Dial
 from shrinkage.core.errors import InputError
-from shrinkage.core.granularity import NM, Weight
+from shrinkage.core.granularity import NM
 from shrinkage.core.hold import Held, Holder, bit_mask
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.schedules import Ramp, full, interval
@@ -203,7 +204,7 @@ class MaskedSolver:
         assert self._dial is not None
         scores = []
         for i, slot in enumerate(self._slots):
-            score = self._score.units(slot)
+            score = slot.per_cost(self._score.units(slot))
             # An active unit may be worth nothing, but what is pruned is worth less and never comes back.
             scores.append(score.clamp(min=torch.finfo(score.dtype).tiny).masked_fill(~self._active(i), 0))
         for i, kept in enumerate(self._dial.pattern(scores, [slot.activity() for slot in self._slots], share)):
@@ -225,7 +226,8 @@ class MaskedSolver:
         if isinstance(slot.granularity, NM):
             left_out = slot.granularity.removable(order, slot.out_dim)
         else:
-            (left_out,) = smallest([order], slot.units - count, [score])
+            assert self._dial is not None
+            left_out = self._dial.left_out(i, order, score, self._active)
         weight, grown = slot.parameter.detach(), ~left_out & ~active
         values = growth.values(slot, slot.spread(active & left_out), chance)
         self._change(i, ~left_out)
@@ -269,8 +271,8 @@ def check_target(method: type, sparsity: float | None, steps: int | None, option
         InputError: if so, or for unknown options.
     """
     check_options(method, options)
-    if target_share(sparsity, options.get("layer_sparsity", {}), options.get("granularity", Weight())) is None:
-        raise InputError(f"{method.__name__} needs a target: sparsity=, the share of zeros")
+    if not has_target(sparsity, options):
+        raise InputError(f"{method.__name__} needs a target: sparsity=, the share of zeros, or macs=")
     if steps is None:
         raise InputError(f"{method.__name__} needs steps=, the number of optimiser steps of the whole training")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from shrinkage.core.errors import InputError
 from shrinkage.core.granularity import Granularity
@@ -23,6 +23,8 @@ class Options(TypedDict, total=False):
     distribution: str
     layer_sparsity: Mapping[str, float]
     floor: float
+    macs: float | None
+    example: Any
     ramp: str | Shape
     start: float
     end: float

@@ -101,7 +101,7 @@ class SteeredProximal:
         terms = []
         for i, slot in enumerate(self._slots):
             memory = self._memory[i] if self._memory else slot.sizes()
-            slope = self._slope(memory, slot.second_moments(), typical, shares[i])
+            slope = self._slope(memory, slot.second_moments(), typical, shares[i], slot.toll)
             terms.append((slope * slot.live_sizes()).sum().to(self._limit.device))
         return self.strength * torch.stack(terms).sum()
 
@@ -128,10 +128,12 @@ class SteeredProximal:
         sums = []
         for i, slot in enumerate(self._slots):
             memories = self._memory[i] if self._memory else None
-            for size, ratio, memory, moment in slot.parts(self._ratios[i], memories, slot.second_moments()):
+            toll = slot.toll if isinstance(slot.toll, Tensor) else None
+            for size, ratio, memory, moment, each in slot.parts(self._ratios[i], memories, slot.second_moments(), toll):
                 if memory is not None:
                     self._pull.remember(memory, size)
-                slope = self._slope(size if memory is None else memory, moment, typical, shares[i])
+                rate = slot.toll if each is None else each
+                slope = self._slope(size if memory is None else memory, moment, typical, shares[i], rate)
                 sums.append(torch.div(size, slope, out=ratio).sum())
         if not math.isfinite(float(torch.stack([part.to(self._limit.device) for part in sums]).sum())):
             self._refuse(step)
@@ -204,8 +206,15 @@ class SteeredProximal:
         }
         return {name: lam for name, lam in found.items() if lam is not None}
 
-    def _slope(self, memory: Tensor, moment: Tensor | None, typical: Tensor | None, share: float) -> Tensor:
-        """The penalty's relative slope, and what the optimisers add: learning rates, and Adam's own metric.
+    def _slope(
+        self,
+        memory: Tensor,
+        moment: Tensor | None,
+        typical: Tensor | None,
+        share: float,
+        toll: float | Tensor | None,
+    ) -> Tensor:
+        """The penalty's relative slope, times the units' costs, and what the optimisers add: learning rates, a metric.
 
         A proximal step in the metric of Adam is lr/√v long, weight by weight. The metric is taken
         relative to its mean over the model, and bounded away from 0.
@@ -213,6 +222,8 @@ class SteeredProximal:
         slope = self._pull.pull(memory, self._reference)
         if share != 1.0:
             slope.mul_(share)
+        if toll is not None:
+            slope.mul_(toll)
         if moment is not None and typical is not None:
             slope.div_(moment.sqrt().div_(typical.to(moment.device)).add_(1e-3))
         return slope

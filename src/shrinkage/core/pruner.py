@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shrinkage.core.dial import target_share
+from shrinkage.core.budget import has_target
 from shrinkage.core.errors import InputError, StateError
-from shrinkage.core.granularity import Weight
 from shrinkage.core.hold import bit_mask, clear
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
@@ -31,22 +30,25 @@ class Pruner(ABC):
     A pruner of your own overrides :meth:`scores` and nothing else.
 
     Args:
-        sparsity: share of zeros among the selected units, in (0, 1), met exactly. ``None`` only with
+        sparsity: share of zeros among the selected units, in (0, 1), met exactly. ``None`` only with ``macs=``, or
             an N:M granularity, which fixes it.
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`.
 
     Raises:
         InputError: for a target that cannot be, or options that do not exist.
     """
+
+    per_cost = True
+    """Whether a budget of multiply–accumulates divides the scores by what units cost."""
 
     def __init__(self, sparsity: float | None = None, **options: Unpack[Options]) -> None:
         check_options(type(self), options)
         name = type(self).__name__
         if late := [word for word in ("ramp", "start", "end") if word in options]:
             raise InputError(f"{name} prunes at one moment and has no ramp: leave {late[0]!r} out")
-        if target_share(sparsity, options.get("layer_sparsity", {}), options.get("granularity", Weight())) is None:
-            raise InputError(f"{name} needs a target: sparsity=0.95 for 95 % zeros")
+        if not has_target(sparsity, options):
+            raise InputError(f"{name} needs a target: sparsity=0.95 for 95 % zeros, or macs= and example=")
         self._sparsity = sparsity
         self._options = options
 
@@ -86,6 +88,8 @@ class Pruner(ABC):
             if not bool(torch.isfinite(score).all()):
                 raise StateError(f"{name} found scores of {key!r} that are NaN or infinite; look at its data and loss")
         sizes = plan.sizes(dict(weights))
+        if self.per_cost:
+            scores = plan.per_cost(scores)
         kept = plan.dial.pattern(ranking(scores, sizes), sizes)
         for key, mask in plan.spread(kept, weights).items():
             clear(weights[key], bit_mask(mask, weights[key].detach()))

@@ -24,18 +24,50 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Multiply–accumulates of a model on an example.
+
+    Attributes:
+        kept: what is left, with everything that is not selected counted in full.
+        budget: what may be left at most.
+        dense: with nothing zero.
+    """
+
+    kept: int
+    budget: int
+    dense: int
+
+    @property
+    def density(self) -> float:
+        """kept / dense."""
+        return self.kept / self.dense
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain numbers."""
+        return {**vars(self), "density": self.density}
+
+    def __str__(self) -> str:
+        return (
+            f"MACs: {self.kept:,} of {self.dense:,} ({self.density:.2%}) are left, "
+            f"at most {self.budget:,} were asked for"
+        )
+
+
+@dataclass(frozen=True)
 class Sparsified:
     """What a sparsifier has reached.
 
     Attributes:
         method: its name.
         layers: zeros per tensor.
-        target: how many zeros were asked for; ``None`` for fixed strengths.
+        target: how many zeros were asked for; ``None`` for fixed strengths, and for a budget.
+        macs: multiply–accumulates that are left, where a budget was asked for.
     """
 
     method: str
     layers: tuple[Layer, ...]
     target: int | None
+    macs: Spent | None = None
 
     @property
     def zeros(self) -> int:
@@ -61,6 +93,7 @@ class Sparsified:
             "sparsity": self.sparsity,
             "target": self.target,
             "layers": {layer.name: {"zeros": layer.zeros, "units": layer.units} for layer in self.layers},
+            **({} if self.macs is None else {"macs": self.macs.to_dict()}),
         }
 
     def __str__(self) -> str:
@@ -69,4 +102,5 @@ class Sparsified:
             for layer in self.layers
         ]
         rows += [[], ["total", self.units, self.units - self.zeros, f"{self.sparsity:.2%}"]]
-        return render(["tensor", "units", "kept", "zeros"], rows, title=self.method)
+        table = render(["tensor", "units", "kept", "zeros"], rows, title=self.method)
+        return table if self.macs is None else f"{table}\n{self.macs}"

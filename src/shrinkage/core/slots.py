@@ -26,6 +26,8 @@ class Slot:
         granularity: how it is cut into units.
         optimizer: the optimiser that updates it.
         group_index: which of its parameter groups.
+        toll: under a budget of multiply–accumulates, what scores are divided by: for what the units cost, relative
+            to others. One number or a tensor of one a unit.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Slot:
     granularity: Granularity
     optimizer: Optimizer
     group_index: int
+    toll: float | Tensor | None = None
 
     @property
     def group(self) -> dict[str, Any]:
@@ -67,6 +70,10 @@ class Slot:
                 yield wide(weight).abs(), *values
         else:
             yield self.sizes(), *units
+
+    def per_cost(self, units: Tensor) -> Tensor:
+        """A value per unit in relation to what the unit costs."""
+        return units if self.toll is None else units / self.toll
 
     def live_sizes(self) -> Tensor:
         """The same with its gradient, for penalties inside the loss."""
@@ -122,8 +129,8 @@ class Slot:
 
 
 def by_size(slots: list[Slot]) -> tuple[list[Tensor], list[Tensor]]:
-    """Rank units by their sizes; between equals, by how strongly the training still pulls at them."""
-    return [slot.sizes() for slot in slots], [slot.activity() for slot in slots]
+    """Rank units by sizes, under a budget over what they cost; between equals, by how the training pulls at them."""
+    return [slot.per_cost(slot.sizes()) for slot in slots], [slot.activity() for slot in slots]
 
 
 def learning_rate_shares(slots: list[Slot]) -> list[float]:

@@ -33,6 +33,9 @@ _KEYS = {
     torch.float16: torch.int16,
 }
 
+Costs = Sequence[int | Tensor]
+"""For each tensor what its entries cost: one whole number > 0 for all, or an int64 tensor of its shape."""
+
 
 def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
     """The k-th smallest of ``values`` (k counts from 1), as a 0-d tensor on the same device.
@@ -158,8 +161,11 @@ def _sampled_bracket(values: NDArray[Any], k: int) -> tuple[float, float]:
     )
 
 
-def _radix_select(parts: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k-th smallest value and how many values lie strictly below it, both as 0-d tensors."""
+def _radix_select(parts: Sequence[Tensor], k: int, costs: Costs | None = None) -> tuple[Tensor, Tensor]:
+    """The k-th smallest value and how many values lie strictly below it, both as 0-d tensors.
+
+    With costs every value counts as often as it costs.
+    """
     dtype = parts[0].dtype
     key_type = _KEYS[dtype]
     home = parts[0].device
@@ -171,13 +177,13 @@ def _radix_select(parts: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
     below = torch.zeros((), dtype=torch.int64, device=home)
     for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
         counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=home)
-        for key in keys:
+        for i, key in enumerate(keys):
             digits = (key >> shift).to(torch.int64)
             if shift != width - _DIGIT_BITS:
                 # Only values that share the digits found so far still count; the rest go to a spare bin.
                 inside = (digits >> _DIGIT_BITS) == prefix.to(key.device)
                 digits = torch.where(inside, digits & (_BINS - 1), _BINS)
-            counts += _histogram(digits).to(home)
+            counts += _histogram(digits, 1 if costs is None else costs[i]).to(home)
         reached = counts[:_BINS].cumsum(0)
         digit = torch.searchsorted(reached, rank + 1)
         before = torch.where(digit > 0, reached[(digit - 1).clamp(min=0)], 0)
@@ -187,7 +193,15 @@ def _radix_select(parts: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
     return value, below
 
 
-def _histogram(digits: Tensor) -> Tensor:
+def _histogram(digits: Tensor, cost: int | Tensor) -> Tensor:
+    """What the values with each digit cost together; exact, and in no need of the host."""
+    if isinstance(cost, int):
+        return _counts(digits) * cost
+    sums = torch.zeros(_BINS + 1, dtype=torch.int64, device=digits.device)
+    return sums.scatter_add_(0, digits.reshape(-1), cost.reshape(-1))
+
+
+def _counts(digits: Tensor) -> Tensor:
     if digits.device.type == "cpu":
         return torch.from_numpy(np.bincount(digits.numpy(), minlength=_BINS + 1))
     ones = torch.ones_like(digits)  # bincount would wait for the device to learn the largest digit

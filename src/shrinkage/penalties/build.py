@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+from shrinkage.core.budget import has_target
 from shrinkage.core.errors import InputError
 from shrinkage.core.gradient import GradientSolver
-from shrinkage.core.granularity import NM
 from shrinkage.core.options import STEERED, Options, check_options
 from shrinkage.core.protocols import AdaptivePull, Prior, Solver
 from shrinkage.core.proximal import FixedProximal, SteeredProximal
@@ -46,8 +46,8 @@ def steered(
     """
     check_options(method, options)
     name = method.__name__
-    if sparsity is None and not isinstance(options.get("granularity"), NM):
-        raise InputError(f"{name} needs a target (sparsity= and steps=) or fixed strengths (such as xi=)")
+    if not has_target(sparsity, options):
+        raise InputError(f"{name} needs a target (sparsity= or macs=, and steps=) or fixed strengths (such as xi=)")
     if steps is None:
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):

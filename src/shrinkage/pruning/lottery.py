@@ -25,17 +25,16 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
 
 from shrinkage.core import checkpoint
-from shrinkage.core.dial import Dial, target_share
+from shrinkage.core.budget import has_target
 from shrinkage.core.driver import Round, Train
 from shrinkage.core.errors import InputError, StateError, TargetError
-from shrinkage.core.granularity import Weight
 from shrinkage.core.hold import bit_mask, clear
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
@@ -68,7 +67,7 @@ class Ticket(Sparsified):
         rounds: all trainings, the dense one first.
     """
 
-    rounds: tuple[Trained, ...]
+    rounds: tuple[Trained, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers and strings."""
@@ -84,7 +83,9 @@ class Ticket(Sparsified):
         ]
         width = 3 if all(each.value is None for each in self.rounds) else 4
         header = ["round", "zeros", "sparsity", "result"]
-        return render(header[:width], [row[:width] for row in rows], title=f"{self.method}, {self.units:,} units")
+        title = f"{self.method}, {self.units:,} units"
+        table = render(header[:width], [row[:width] for row in rows], title=title)
+        return table if self.macs is None else f"{table}\n{self.macs}"
 
 
 @dataclass
@@ -114,8 +115,8 @@ class LotteryTicket:
         rewind: ``"weights"`` puts all of the model's state back to the rewinding point, ``"learning-rate"`` leaves the
             survivors as they were trained and only has the schedule repeated from there.
         rewind_to: the rewinding point as a share of a training, in [0, 1).
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`.
 
     Raises:
         InputError: for arguments that cannot work.
@@ -152,8 +153,8 @@ class LotteryTicket:
         check_options(type(self), options)
         if late := [word for word in ("ramp", "start", "end") if word in options]:
             raise InputError(f"{self._name} prunes between trainings and has no ramp: leave {late[0]!r} out")
-        if target_share(sparsity, options.get("layer_sparsity", {}), options.get("granularity", Weight())) is None:
-            raise InputError(f"{self._name} needs a target: sparsity=0.95 for 95 % zeros")
+        if not has_target(sparsity, options):
+            raise InputError(f"{self._name} needs a target: sparsity=0.95 for 95 % zeros, or macs= and example=")
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
             raise InputError(f"rounds is how often is pruned, a whole number of at least 1, got {rounds!r}")
         if rewind not in get_args(Rewind):
@@ -199,7 +200,7 @@ class LotteryTicket:
         finally:
             self._progress = None
         final = progress.plan.result(self._name, model)
-        return Ticket(final.method, final.layers, final.target, tuple(progress.rounds))
+        return Ticket(final.method, final.layers, final.target, final.macs, tuple(progress.rounds))
 
     def _begin(self, model: nn.Module, steps: int) -> _Progress:
         plan = Plan(model, self._sparsity, self._options)
@@ -325,18 +326,7 @@ def _choose(progress: _Progress, model: nn.Module, exponent: float) -> list[Tens
         size.clamp(min=torch.finfo(size.dtype).tiny) * kept.to(size.device)
         for size, kept in zip(sizes, progress.kept, strict=True)
     ]
-    return _on_the_way(dial, exponent).pattern(scores, sizes)
-
-
-def _on_the_way(dial: Dial, exponent: float) -> Dial:
-    """The dial with each pool's density raised to ``exponent``, in (0, 1]."""
-    there = copy.copy(dial)
-    there.pools = []
-    for pool in dial.pools:
-        units = sum(pool.units)
-        there.pools.append(replace(pool, zeros=units - round(units * (1 - pool.zeros / units) ** exponent)))
-    there.zeros = sum(pool.zeros for pool in there.pools)
-    return there
+    return dial.thinned(exponent).pattern(progress.plan.per_cost(scores), sizes)
 
 
 def _number(value: object) -> float | None:

@@ -26,9 +26,10 @@ class Magnitude(Pruner):
 
     Args:
         sparsity: share of zeros wanted, in (0, 1).
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`. With ``granularity=Row()`` or ``Block(…)``
-            long rows have the larger norms: ``distribution="uniform"`` compares within each tensor only.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`. With
+            ``granularity=Row()`` or ``Block(…)`` long rows have the larger norms: ``distribution="uniform"`` compares
+            within each tensor only.
 
     Raises:
         InputError: for arguments that cannot work.

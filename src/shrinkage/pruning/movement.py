@@ -45,7 +45,7 @@ class Masked(LatentForm):
 
     def score(self, index: int, size: Tensor) -> Tensor:
         """The movement, in keys of the same order."""
-        return keys(self.scores[index])
+        return keys(self.slots[index].per_cost(self.scores[index]))
 
     def factor(self, index: int, size: Tensor, choice: Choice) -> Tensor:
         """The mask."""

@@ -32,8 +32,8 @@ class Random(Pruner):
     Args:
         sparsity: share of zeros wanted, in (0, 1).
         seed: the same seed prunes the same units, on every device. The global random state is left alone.
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`.
 
     Raises:
         InputError: for arguments that cannot work.
@@ -44,6 +44,8 @@ class Random(Pruner):
     >>> Random(sparsity=0.9, seed=1).prune(net).zeros
     90
     """
+
+    per_cost = False  # all units are equally likely to go
 
     def __init__(self, sparsity: float | None = None, seed: int = 0, **options: Unpack[Options]) -> None:
         super().__init__(sparsity, **options)

@@ -37,8 +37,8 @@ class SNIP(Pruner):
 
     Args:
         sparsity: share of zeros wanted, in (0, 1).
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`.
 
     Raises:
         InputError: for arguments that cannot work; by ``prune``, if there are no batches.

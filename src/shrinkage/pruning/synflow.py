@@ -48,8 +48,8 @@ class SynFlow(Pruner):
     Args:
         sparsity: share of zeros wanted, in (0, 1).
         rounds: how often scores are taken, at least 1.
-        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity`` and
-            ``floor``, as in :class:`~shrinkage.core.engine.Sparsifier`.
+        **options: ``include``, ``exclude``, ``biases``, ``granularity``, ``distribution``, ``layer_sparsity``,
+            ``floor``, ``macs`` and ``example``, as in :class:`~shrinkage.core.engine.Sparsifier`.
 
     Raises:
         InputError: for arguments that cannot work; by ``prune``, if there is no batch, or its x is no tensor of
@@ -66,6 +66,8 @@ class SynFlow(Pruner):
     total     1,100    55  95.00%
     """
 
+    per_cost = False  # the ranks have it in them
+
     def __init__(self, sparsity: float | None = None, rounds: int = 100, **options: Unpack[Options]) -> None:
         super().__init__(sparsity, **options)
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
@@ -81,7 +83,7 @@ class SynFlow(Pruner):
         sizes = plan.sizes(dict(weights))
         alive = [(size > 0).double() for size in sizes]
         ranks = [torch.full_like(size, self._rounds + 1) for size in sizes]
-        density = 1 - plan.dial.zeros / plan.dial.units
+        density = plan.dial.density
         before = 0
         for done in range(1, self._rounds + 1):
             share = (1 - density ** (done / self._rounds)) / (1 - density) if density < 1 else 1.0
@@ -92,7 +94,7 @@ class SynFlow(Pruner):
             if before == 0:
                 self._check(plan, flows)
             before = zeros
-            kept = plan.dial.pattern(ranking(flows, alive), sizes, share)
+            kept = plan.dial.pattern(ranking(plan.per_cost(flows), alive), sizes, share)
             for rank, here, stays in zip(ranks, alive, kept, strict=True):
                 rank.masked_fill_((here > 0) & ~stays, done)
                 here.mul_(stays)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from shrinkage.core.errors import InputError, StateError
-from shrinkage.core.granularity import NM, Block, Granularity, Row
+from shrinkage.core.footprint import footprint
+from shrinkage.core.granularity import NM, Block, Granularity, Row, Weight
 from shrinkage.core.hold import keep_zeros
 from shrinkage.core.options import Options
 from shrinkage.core.pruner import Pruner
@@ -43,6 +44,7 @@ def pruner_checks() -> list[Callable[[PrunerFactory], None]]:
         check_zeros_outlive_training,
         check_granularities,
         check_layer_sparsity_and_floor,
+        check_budget,
         check_result_exports,
         check_refuses_bad_targets,
         check_refuses_broken_weights,
@@ -203,6 +205,23 @@ def check_layer_sparsity_and_floor(factory: PrunerFactory) -> None:
     for layer in result.layers:
         kept = layer.units - layer.zeros
         expect(kept >= 0.6 * density * layer.units, f"{layer.name} keeps {kept} of {layer.units}: below the floor")
+
+
+def check_budget(factory: PrunerFactory) -> None:
+    """With ``macs=`` no more multiply–accumulates are left than the ledger's share, and hardly fewer."""
+    example = toy.batch(0)[0][:1]
+    for cut in (Weight(), Row()):
+        pruner = _with(factory(0.5), Options(macs=0.4, example=example, granularity=cut))
+        pruner._sparsity = None
+        model, result = _pruned(pruner)
+        ledger, spent = footprint(model, example).total, result.macs
+        assert spent is not None  # there is a budget
+        expect(spent.dense == ledger.macs, f"{cut}: {spent.dense} MACs in the result, {ledger.macs} in the ledger")
+        left = ledger.effective_macs
+        expect(left <= spent.kept <= 0.4 * ledger.macs, f"{cut}: {left} of {ledger.macs} MACs are left of macs=0.4")
+        longest = max(weight[0].numel() for weight in _selected(model, result).values())
+        short = spent.budget - spent.kept
+        expect(short < longest * len(result.layers), f"{cut}: {short} MACs fewer than the budget leaves")
 
 
 def check_result_exports(factory: PrunerFactory) -> None:

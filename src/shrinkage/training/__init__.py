@@ -10,6 +10,7 @@ from shrinkage.training.callbacks import Sparsify as Sparsify
 from shrinkage.training.config import RunConfig as RunConfig
 from shrinkage.training.config import resolve as resolve
 from shrinkage.training.run import inspect as inspect
+from shrinkage.training.run import network as network
 from shrinkage.training.run import resume as resume
 from shrinkage.training.run import train as train
 from shrinkage.training.summary import Summary as Summary

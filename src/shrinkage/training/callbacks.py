@@ -54,8 +54,8 @@ class Sparsify(Callback):
 
 class Metrics(Callback):
     """One row an epoch: ``epoch`` (from 1), ``step``, ``lr``, ``train_loss``, ``accuracy``, ``val_accuracy``
-    (percent), ``sparsity``, ``wanted`` (shares in [0, 1]), ``phase``, ``strength`` and ``seconds`` since
-    the start.
+    (percent), ``sparsity``, ``wanted`` (shares in [0, 1]; 0 where multiply–accumulates are asked for in place
+    of zeros), ``phase``, ``strength`` and ``seconds`` since the start.
 
     With held-out images only these are looked at while the training runs, and ``accuracy`` (on the test
     images) is None; without, it is the other way round. A resumed training has all rows.
@@ -91,7 +91,7 @@ class Metrics(Callback):
             "accuracy": score if held_out is None else None,
             "val_accuracy": score if held_out is not None else None,
             "sparsity": method.zeros / method.units if method else None,
-            "wanted": method.wanted if method else None,
+            "wanted": None if method is None else method.wanted if method.macs is None else 0.0,
             "phase": method.phase if method else None,
             "strength": method.strength if method else None,
             "seconds": time.perf_counter() - self._began,
@@ -100,7 +100,8 @@ class Metrics(Callback):
         shown = {"loss": row["train_loss"], "accuracy": score}
         if method:
             # Zeros may move between two steps of the method: until they are fixed, show what is asked for.
-            shown["zeros"] = 100 * (row["wanted"] if method.phase == "shrinking" else row["sparsity"])
+            moving = method.phase == "shrinking" and method.macs is None
+            shown["zeros"] = 100 * (row["wanted"] if moving else row["sparsity"])
         pl_module.log_dict(shown, prog_bar=True, rank_zero_only=True)
         if trainer.is_global_zero:
             self._publish(self.rows)

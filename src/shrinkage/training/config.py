@@ -30,7 +30,8 @@ class RunConfig:
         data_dir: folder with its files; None: the user's cache folder.
         model: name of a network or ``package.module:factory``.
         method: one of :data:`METHODS`.
-        sparsity: share of zeros to reach, in (0, 1); N:M fixes its own.
+        sparsity: share of zeros to reach, in (0, 1); N:M fixes its own; None where ``macs`` is given.
+        macs: share of the multiply–accumulates of one example to leave, in (0, 1), in place of a sparsity.
         granularity: ``weight``, ``row``, ``block:4x4`` or ``2:4``.
         epochs: passes over the training images, at least 1.
         batch_size: images an optimiser step, at least 1.
@@ -53,7 +54,8 @@ class RunConfig:
     data_dir: str | None
     model: str
     method: str
-    sparsity: float
+    sparsity: float | None
+    macs: float | None
     granularity: str
     epochs: int
     batch_size: int
@@ -73,7 +75,7 @@ class RunConfig:
         one_of("method", self.method, METHODS)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
-        _within("sparsity", self.sparsity, 0 < self.sparsity < 1, "in (0, 1), such as 0.95 for 95 % zeros")
+        self._check_target()
         for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
             value = getattr(self, name)
             _within(name, value, value >= low, f"a whole number of at least {low}")
@@ -81,13 +83,23 @@ class RunConfig:
             _within("threads", self.threads, self.threads >= 1, "a whole number of at least 1")
         _within("lr", self.lr, 0 < self.lr < math.inf, "a number greater than 0")
         _within("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
-        units = granularity(self.granularity)
-        if isinstance(units, NM) and not math.isclose(self.sparsity, units.sparsity):
-            raise InputError(
-                f"granularity {self.granularity} fixes the sparsity at {units.sparsity:g}, but it is set to "
-                f"{self.sparsity:g}; leave it out"
-            )
         accelerator(self.device)
+
+    def _check_target(self) -> None:
+        units, sparsity, macs = granularity(self.granularity), self.sparsity, self.macs
+        if (sparsity is None) == (macs is None):
+            raise InputError(f"the target is a sparsity or macs, one of them, got {sparsity=} and {macs=}")
+        if sparsity is not None:
+            _within("sparsity", sparsity, 0 < sparsity < 1, "in (0, 1), such as 0.95 for 95 % zeros")
+        if macs is not None:
+            _within("macs", macs, 0 < macs < 1, "in (0, 1), such as 0.1 for a tenth of the multiply–accumulates")
+        if not isinstance(units, NM):
+            return
+        if sparsity is None or not math.isclose(sparsity, units.sparsity):
+            given = f"macs is set to {macs:g}" if sparsity is None else f"it is set to {sparsity:g}"
+            raise InputError(
+                f"granularity {self.granularity} fixes the sparsity at {units.sparsity:g}, but {given}; leave it out"
+            )
 
     def to_yaml(self) -> str:
         """The settings as a YAML document that :func:`read_yaml` reads back."""
@@ -113,13 +125,17 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
     shrinkage.core.errors.InputError: there is no setting 'sparsty'; did you mean 'sparsity'?
     """
     given = {_known(key): value for key, value in options.items()}
+    for name in ("sparsity", "macs"):  # an empty one in a file is none
+        if name in given and _typed(name, given[name]) is None:
+            del given[name]
     data = _typed("data", given.get("data", "digits"))
     one_of("data", data, NAMES)
     defaults: dict[str, Any] = {
         "data": data,
         "data_dir": None,
         "method": "halo",
-        "sparsity": 0.95,
+        "sparsity": None if "macs" in given else 0.95,
+        "macs": None,
         "granularity": "weight",
         "seed": 0,
         "device": "auto",
@@ -132,9 +148,20 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
         defaults["threads"] = None  # what suits the recipe's network need not suit this one
     chosen = {**defaults, **{name: _typed(name, value) for name, value in given.items()}}
     units = granularity(chosen["granularity"])
-    if isinstance(units, NM) and "sparsity" not in given:
+    if isinstance(units, NM) and "sparsity" not in given and "macs" not in given:
         chosen["sparsity"] = units.sparsity
     return RunConfig(**chosen)
+
+
+def override(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a file with others put over them; a target in either form takes the place of one in the other.
+
+    >>> override({"sparsity": "0.9", "seed": "1"}, {"macs": 0.1})
+    {'seed': '1', 'macs': 0.1}
+    """
+    targets = {"sparsity", "macs"}
+    gone = targets if targets & given.keys() else set()
+    return {**{name: value for name, value in written.items() if name not in gone}, **given}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

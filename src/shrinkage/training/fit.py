@@ -109,7 +109,8 @@ def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, Dat
     if make is None:
         return model, loader, None
     steps = len(loader) * config.epochs
-    return model, loader, make(model, config.sparsity, steps, granularity(config.granularity))
+    budget = {} if config.macs is None else {"macs": config.macs, "example": torch.zeros(1, *data.input_shape)}
+    return model, loader, make(model, config.sparsity, steps, granularity(config.granularity), **budget)
 
 
 def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig, data: Data) -> Figures:

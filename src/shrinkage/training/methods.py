@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -24,16 +25,26 @@ class Method:
     """
 
     title: str
-    make: Callable[[nn.Module, float, int, Granularity], Sparsifier] | None
+    make: Make | None
 
 
-def _living(
-    constructor: Callable[..., Sparsifier],
-) -> Callable[[nn.Module, float, int, Granularity], Sparsifier]:
-    def make(model: nn.Module, sparsity: float, steps: int, granularity: Granularity) -> Sparsifier:
+class Make(Protocol):
+    """Builds a sparsifier for a target: a sparsity, or None and a budget ``macs=`` on an ``example=``."""
+
+    def __call__(
+        self, model: nn.Module, sparsity: float | None, steps: int, granularity: Granularity, **budget: Any
+    ) -> Sparsifier:
+        """The sparsifier."""
+        ...
+
+
+def _living(constructor: Callable[..., Sparsifier]) -> Make:
+    def make(
+        model: nn.Module, sparsity: float | None, steps: int, granularity: Granularity, **budget: Any
+    ) -> Sparsifier:
         # An N:M pattern fixes the sparsity by itself.
         target = None if isinstance(granularity, NM) else sparsity
-        return constructor(model, sparsity=target, steps=steps, granularity=granularity)
+        return constructor(model, sparsity=target, steps=steps, granularity=granularity, **budget)
 
     return make
 

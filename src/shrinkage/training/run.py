@@ -104,8 +104,8 @@ def resume(path: Path, *, tell: Tell = print, progress: bool = False) -> tuple[R
         return folder, _run(config, _load(config), folder, command, tell, progress)
 
 
-def inspect(path: Path) -> Footprint:
-    """What the network of a run costs, layer by layer, measured on its ``model.safetensors``.
+def network(path: Path) -> tuple[nn.Module, Summary]:
+    """The trained network of a run, from its ``model.safetensors``, and the run's summary.
 
     Raises:
         InputError: if it is no run folder, the run has no network yet, or it cannot be read.
@@ -121,7 +121,17 @@ def inspect(path: Path) -> Footprint:
         summary = Summary.from_json(folder.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder.summary} cannot be read: {error}") from error
-    return footprint(_restore(folder, config, summary), torch.zeros(1, *summary.input_shape))
+    return _restore(folder, config, summary), summary
+
+
+def inspect(path: Path) -> Footprint:
+    """What the network of a run costs, layer by layer, measured on its ``model.safetensors``.
+
+    Raises:
+        InputError: as :func:`network`.
+    """
+    model, summary = network(path)
+    return footprint(model, torch.zeros(1, *summary.input_shape))
 
 
 def _run(config: RunConfig, data: Data, folder: RunFolder, command: str, tell: Tell, progress: bool) -> Summary:
@@ -204,6 +214,7 @@ def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, do
         dense_bytes=total.dense_bytes,
         macs=total.effective_macs,
         dense_macs=total.macs,
+        macs_target=config.macs if config.method != "dense" else None,
         epochs=config.epochs,
         seed=config.seed,
         seconds=round(outcome.seconds, 3),
@@ -232,7 +243,7 @@ def _publisher(
         score = row["accuracy"] if row["val_accuracy"] is None else row["val_accuracy"]
         zeros = ""
         if row["phase"] is not None:
-            shrinking = row["phase"] == "shrinking"
+            shrinking = row["phase"] == "shrinking" and config.macs is None
             zeros = f", to {row['wanted']:.1%} zeros" if shrinking else f", {row['sparsity']:.1%} zeros"
         tell(
             f"{METHODS[method].title} epoch {row['epoch']}/{config.epochs}: "

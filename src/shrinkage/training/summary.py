@@ -30,6 +30,7 @@ class Summary:
         nonzeros: of those, how many are not zero.
         bytes: of the network with its zeros left out; ``dense_bytes`` with them.
         macs: multiplications for one example with the zeros left out; ``dense_macs`` with them.
+        macs_target: the share of them that was to be left at most; None where a sparsity was asked for.
         epochs: passes over the training images.
         seed: of all that is random.
         seconds: spent in training by the method, evaluation included.
@@ -62,6 +63,7 @@ class Summary:
     num_classes: int
     versions: dict[str, str]
     command: str
+    macs_target: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain numbers and strings."""
@@ -94,6 +96,8 @@ class Summary:
         if self.val_accuracy is not None:
             rows.insert(1, ["validation accuracy", f"{self.val_accuracy:.2f} %", None])
         title = f"{self.model} on {self.data}, {self.method}: {self.sparsity:.2%} of {self.weights:,} weights are zero"
+        if self.macs_target is not None:
+            title += f"\n{self.macs / self.dense_macs:.2%} of the MACs are left, {self.macs_target:.2%} were asked for"
         return render(["", self.method, "dense"], rows, title=title)
 
 

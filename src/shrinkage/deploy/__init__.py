@@ -1,0 +1,1 @@
+"""From a sparse model to something smaller or faster: files, compaction, exports."""

@@ -1,0 +1,105 @@
+"""Sparse weights in the order in which the tile kernel reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from shrinkage.runtime.tile import FIRST, LAST
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NonZeros:
+    """Entries of a weight that are not zero, one after the other.
+
+    Attributes:
+        outputs: how many output channels there are.
+        inputs: how many input channels.
+        channel: output channel of each.
+        source: input channel of each.
+        tap: place in the filter of each, counted row by row.
+        value: of each.
+    """
+
+    outputs: int
+    inputs: int
+    channel: Ints
+    source: Ints
+    tap: Ints
+    value: Floats
+
+    @classmethod
+    def of(cls, weight: Floats, groups: int = 1) -> NonZeros:
+        """Of the weight (O, I / groups, …) of a convolution or a linear layer."""
+        outputs, inside = weight.shape[:2]
+        flat = weight.reshape(outputs, inside, -1)
+        channel, source, tap = np.nonzero(flat)
+        value = flat[channel, source, tap]
+        source = source + channel // (outputs // groups) * inside
+        return cls(outputs, inside * groups, channel, source, tap, value)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the kernel walks over; see :mod:`shrinkage.runtime.tile` for the fields."""
+
+    rows: Ints
+    ends: npt.NDArray[np.int32]
+    weights: Floats
+    offsets: npt.NDArray[np.int32]
+    bias: Floats
+
+
+def pack_rows(
+    nonzeros: NonZeros,
+    places: Ints,
+    bias: Floats | None,
+    plane: int,
+    block: int,
+    taps: int = 1,
+) -> Rows:
+    """Order non-zeros by block of input channels, output channel, tap and place.
+
+    Args:
+        nonzeros: of the weight.
+        places: bytes from the input's start to the operand of a non-zero, by input channel and by tap (where the kernel
+            has taps of its own, by input channel alone).
+        bias: by output channel, or None.
+        plane: bytes from an output channel to the next.
+        block: input channels in a block.
+        taps: taps that the kernel tells apart.
+    """
+    n = nonzeros
+    tap = n.tap if taps > 1 else np.zeros_like(n.tap)
+    place = places[n.source] if places.ndim == 1 else places[n.source, n.tap]
+    key = (n.source // block) * n.outputs + n.channel
+    order = np.lexsort((place, tap, key))
+    key, tap, place, value = key[order], tap[order], place[order], n.value[order]
+
+    present, index = np.unique(key, return_inverse=True)
+    channel = present % n.outputs
+    counts = np.bincount(index * taps + tap, minlength=len(present) * taps)
+    ends = np.cumsum(counts).astype(np.int32)
+    empty = np.setdiff1d(np.arange(n.outputs), channel)
+    channel = np.concatenate([channel, empty])
+    ends = np.concatenate([ends, np.full(len(empty) * taps, len(value), np.int32)])
+
+    flags = np.zeros(len(channel), np.int64)
+    flags[np.unique(channel, return_index=True)[1]] |= FIRST
+    flags[len(channel) - 1 - np.unique(channel[::-1], return_index=True)[1]] |= LAST
+    full = np.zeros(n.outputs, np.float32) if bias is None else bias
+    return Rows(
+        rows=channel * plane + flags,
+        ends=ends,
+        weights=np.ascontiguousarray(value, np.float32),
+        offsets=np.ascontiguousarray(place, np.int32),
+        bias=np.ascontiguousarray(full[channel], np.float32),
+    )
