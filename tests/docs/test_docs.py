@@ -37,7 +37,8 @@ def name_of(page):
 
 
 @pytest.mark.parametrize(
-    "module", ["shrinkage", "shrinkage.data", "shrinkage.models", "shrinkage.testing", "shrinkage.training"]
+    "module",
+    ["shrinkage", "shrinkage.runtime", "shrinkage.data", "shrinkage.models", "shrinkage.testing", "shrinkage.training"],
 )
 def test_every_public_name_is_in_the_reference(module):
     names = public(module)
@@ -95,6 +96,18 @@ def test_the_versions_agree():
     assert f"\nversion: {shrinkage.__version__}\n" in citation
     assert "2008.10183" in citation
     assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readmes_speeds_are_the_measured_ones():
+    text = (ROOT / "README.md").read_text()
+    rows = json.loads((ROOT / "results/benchmarks/inference.json").read_text())["rows"]
+    assert rows
+    for row in rows.values():
+        batches = list(row["goals"])
+        cells = [f"{row['ratio'][batch]['median']:.1f} × ({row['ratio'][batch]['rival']})" for batch in batches]
+        goals = " / ".join(f"{row['goals'][batch]:g}" for batch in batches)
+        line = f"| {row['title']} | {row['macs_left']:.1%} | {' / '.join(batches)} | {' / '.join(cells)} | {goals} |"
+        assert line in text
 
 
 def test_the_readmes_figures_are_the_measured_ones():

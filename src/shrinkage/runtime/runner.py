@@ -20,6 +20,8 @@ Floats = npt.NDArray[np.float32]
 SIZES = (1, 16, 64)
 """Items side by side, and items in a chunk."""
 
+_WORTH_SHARING = 2e-4  # seconds; waking another thread takes some fifty microseconds
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -78,7 +80,10 @@ class Runner:
     def pieces(self, items: int) -> list[list[Piece]]:
         """The chunks of each thread."""
         if items not in self._pieces:
-            share = -(-items // self.threads)
+            whole = self._cut(0, items)
+            alone = sum(self.seconds(piece.size) * piece.size for piece in whole)
+            threads = self.threads if alone > _WORTH_SHARING else 1
+            share = -(-items // threads)
             starts = range(0, items, share)
             self._pieces[items] = [self._cut(start, min(share, items - start)) for start in starts]
         return self._pieces[items]

@@ -283,9 +283,9 @@ class SparseLayer:
         self, tile: Tile, way: Way, source: At, target: At, residual: At | None, places: Ints, starts_in: Ints,
         starts_out: Ints, taps: int,
     ) -> Step:  # fmt: skip
-        rows = pack_rows(self.nonzeros, places, self.node.bias, self.target.plane, way.block, taps)
+        rows = pack_rows(self.nonzeros, places, self.node.bias, self.target.plane, way.block, taps, way.unroll)
         return Step(
-            tile_kernel(tile),
+            tile_kernel(replace(tile, shift=rows.shift)),
             (
                 source, target, starts_in, starts_out, len(starts_in), rows.rows, rows.ends, len(rows.rows),
                 rows.weights, rows.offsets, rows.bias, residual,

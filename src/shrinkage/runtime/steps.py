@@ -69,6 +69,10 @@ class Program:
         """Run; other Python threads go on meanwhile."""
         self._run(self._place)
 
+    def keep(self, buffers: object) -> None:
+        """Have something live as long as the program."""
+        self._buffers = buffers
+
     def redirect(self, step: int, argument: int, place: int) -> None:
         """Let an argument of a step be another address from now on."""
         self._arguments[step][argument] = place

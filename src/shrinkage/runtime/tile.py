@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shrinkage.runtime.activations import activate
-from shrinkage.runtime.emit import F32, I32, I64, Emit, Value, whole
+from shrinkage.runtime.emit import F32, I16, I32, I64, Emit, Value, whole
 
 FIRST, LAST = 1, 2  # a row's flags: its channel begins with it, ends with it
 
@@ -29,7 +29,8 @@ class Tile:
             kernels have one tap that feeds all registers; where a whole padded map lies in the registers, each
             position of the filter feeds those that do not read padding.
         writes: distance in bytes of each register's place in the output from the tile's.
-        unroll: non-zeros a turn.
+        shift: places of non-zeros are unsigned 16-bit numbers, shifted left by this; None: 32 bits, in bytes.
+        unroll: non-zeros a turn; rows are filled up to a multiple of it with weights that are zero.
         chains: sets of accumulators, where one set is too few to hide the latency of an addition.
         aligned: whether operands lie at multiples of a vector.
         activation: applied last, or None.
@@ -41,6 +42,7 @@ class Tile:
     lanes: int
     reads: tuple[tuple[tuple[int, int], ...], ...]
     writes: tuple[int, ...]
+    shift: int | None = None
     unroll: int = 1
     chains: int = 1
     aligned: bool = True
@@ -137,15 +139,24 @@ def _walk(
     registers = len(tile.writes)
 
     def group(p: Value, n: int) -> tuple[list[Value], list[Value]]:
-        """Weights and distances of ``n`` non-zeros; the latter are loaded eight bytes at a time."""
+        """Weights and distances of ``n`` non-zeros; the latter are loaded as many at a time as fit eight bytes."""
         weights = [e.splat(e.load(e.add(arg["weights"], e.times(p, 4), 4 * k), F32)) for k in range(n)]
-        at = e.add(arg["offsets"], e.times(p, 4))
-        if n % 2:
-            return weights, [e.widen(e.load(e.at(at, 4 * k), I32), signed=True) for k in range(n)]
-        pairs = [e.load(e.at(at, 4 * k), I64, 4) for k in range(0, n, 2)]
-        return weights, [
-            half for pair in pairs for half in (e.widen(e.b.trunc(pair, I32), signed=True), e.b.ashr(pair, whole(32)))
-        ]
+        size = 4 if tile.shift is None else 2
+        at = e.add(arg["offsets"], e.times(p, size))
+        several = max(m for m in (1, 2, 4) if n % m == 0 and m * size <= 8)
+        kind = {2: I16, 4: I32, 8: I64}[several * size]
+        distances = []
+        for k in range(0, n, several):
+            packed = e.widen(e.load(e.at(at, size * k), kind, size), signed=tile.shift is None)
+            for m in range(several):
+                if tile.shift is not None:
+                    part = e.b.and_(e.b.lshr(packed, whole(16 * m)), whole(0xFFFF))
+                    distances.append(e.b.shl(part, whole(tile.shift)))
+                elif several == 1 or m == 1:  # the upper half keeps its sign
+                    distances.append(e.b.ashr(packed, whole(32 * m)))
+                else:
+                    distances.append(e.widen(e.b.trunc(packed, I32), signed=True))
+        return weights, distances
 
     def one(weight: Value, far: Value, k: int, sums: list[Value]) -> list[Value]:
         x = e.add(source, far)
@@ -158,17 +169,10 @@ def _walk(
             sums[chain + register] = e.fma(value, weight, sums[chain + register])
         return sums
 
-    if tile.unroll > 1:
-        count = e.b.sub(stop, start)
-        many = e.add(start, e.b.and_(count, whole(-tile.unroll)))
-        with e.loop(start, many, tile.unroll, carried=sums) as turn:
-            values = turn.values
-            ws, fars = group(turn.index, tile.unroll)
-            for k in range(tile.unroll):
-                values = one(ws[k], fars[k], k, values)
-            turn.values = values
-        sums, start = turn.values, many
-    with e.loop(start, stop, carried=sums) as turn:
-        ws, fars = group(turn.index, 1)
-        turn.values = one(ws[0], fars[0], 0, turn.values)
+    with e.loop(start, stop, tile.unroll, carried=sums) as turn:
+        values = turn.values
+        weights, distances = group(turn.index, tile.unroll)
+        for k in range(tile.unroll):
+            values = one(weights[k], distances[k], k, values)
+        turn.values = values
     return stop, turn.values
