@@ -19,10 +19,10 @@ from shrinkage.core.errors import FileError
 from shrinkage.models.registry import MODELS
 from shrinkage.runtime import handover, jit, remember
 from shrinkage.runtime.engine import Engine
+from shrinkage.runtime.levels import Levels
 from shrinkage.runtime.partition import fuse_sums, partition
 from shrinkage.runtime.simplify import simplify
 from shrinkage.runtime.trace import trace
-from shrinkage.runtime.tuning import Timing
 
 
 def thin(model, density=0.1):
@@ -137,17 +137,13 @@ def test_pools(pool, batch):
 def with_levels(model, x, levels, monkeypatch):
     """An engine whose nodes run one, 16, or 64 items at a time as told."""
     graph = fuse_sums(simplify(trace(model, x)))
-    real = remember.measure
 
-    def steered(region, size, host):
-        found = real(region, size, host)
-        order = [node.name for node in region.nodes if node.op != "flatten"]
-        return {
-            name: Timing(timing.way, 1e-6 if levels[order.index(name) * len(levels) // len(order)] == size else 1.0)
-            for name, timing in found.items()
-        }
+    def steered(region, items, sizes, timings, works, host):
+        nodes = region.nodes
+        wanted = [levels[i * len(levels) // len(nodes)] for i in range(len(nodes))]
+        return Levels({node.name: min(size, items) for node, size in zip(nodes, wanted, strict=True)}, 1e-6)
 
-    monkeypatch.setattr(remember, "measure", steered)
+    monkeypatch.setattr(remember, "choose_levels", steered)
     monkeypatch.setenv("SHRINKAGE_CACHE", str(os.devnull))
     return Engine(graph, 1, jit.machine())
 
