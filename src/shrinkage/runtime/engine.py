@@ -37,7 +37,6 @@ class Engine:
     Made by :func:`compile` and :func:`load`.
 
     Attributes:
-        plan: how each layer is computed.
         threads: how many work at once.
     """
 
