@@ -3,6 +3,7 @@
 import importlib
 from typing import Any
 
+from shrinkage import dropfilter
 from shrinkage.core.costs import Cost, register_cost
 from shrinkage.core.errors import FileError, InputError, MissingExtra, ShrinkageError, StateError, TargetError
 from shrinkage.core.footprint import footprint
@@ -63,6 +64,7 @@ __all__ = [
     "__version__",
     "compact",
     "describe",
+    "dropfilter",
     "export",
     "faithful",
     "fold_batchnorm",

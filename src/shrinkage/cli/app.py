@@ -80,6 +80,10 @@ def train(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU. [by data set]")] = None,
     val: Annotated[int | None, typer.Option(help="Training images to hold out and report on. [default: 0]")] = None,
+    regularizer: Annotated[
+        str | None, typer.Option(help="none, dropfilter or dropfilter-plus, of all convolutions. [default: none]")
+    ] = None,
+    drop_rate: Annotated[float | None, typer.Option(help="Of the regularizer, in [0, 1). [default: 0.1]")] = None,
     compare_dense: Annotated[
         bool | None,
         typer.Option("--compare-dense/--no-compare-dense", help="Also train the network dense. [default: yes]"),
@@ -117,6 +121,8 @@ def train(
             "devices": devices,
             "threads": threads,
             "val": val,
+            "regularizer": regularizer,
+            "drop_rate": drop_rate,
             "compare_dense": compare_dense,
         }.items()
         if value is not None

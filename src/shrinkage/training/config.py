@@ -17,6 +17,7 @@ from shrinkage.core.granularity import NM
 from shrinkage.data import NAMES
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES
+from shrinkage.training.regularizers import REGULARIZERS
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class RunConfig:
         devices: how many of them train together, each on its share of every batch.
         threads: of the CPU, at least 1; None: as many as PyTorch sees fit. Another number rounds otherwise.
         val: training images held out and reported on, at least 0.
+        regularizer: ``none``, ``dropfilter`` or ``dropfilter-plus``, of all convolutions and of both networks.
+        drop_rate: of the regularizer, in [0, 1).
         compare_dense: whether the same network is also trained without the method.
 
     Raises:
@@ -68,6 +71,8 @@ class RunConfig:
     devices: int
     threads: int | None
     val: int
+    regularizer: str
+    drop_rate: float
     compare_dense: bool
 
     def __post_init__(self) -> None:
@@ -75,6 +80,8 @@ class RunConfig:
         one_of("method", self.method, METHODS)
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
+        one_of("regularizer", self.regularizer, REGULARIZERS)
+        _within("drop_rate", self.drop_rate, 0 <= self.drop_rate < 1, "in [0, 1), such as 0.1 to drop a tenth")
         self._check_target()
         for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
             value = getattr(self, name)
@@ -141,6 +148,8 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
         "device": "auto",
         "devices": 1,
         "val": 0,
+        "regularizer": "none",
+        "drop_rate": 0.1,
         "compare_dense": True,
         **dataclasses.asdict(RECIPES[data]),
     }

@@ -26,6 +26,7 @@ from shrinkage.training.config import RunConfig, accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.outcome import Outcome
+from shrinkage.training.regularizers import regularize
 from shrinkage.training.task import Batch, Classifier
 
 _LOOKED_AT = 2000  # training images that layers' outputs are looked at with
@@ -102,6 +103,7 @@ def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, Dat
     """
     seed_everything(config.seed, verbose=False)
     model = build(config.model, data)
+    regularize(model, config.regularizer, config.drop_rate)
     # A rest that does not reach all devices would leave one without an example.
     several = config.devices > 1
     loader = batches(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=several)
