@@ -2,13 +2,23 @@
 
 import pytest
 
+from shrinkage.discrete import CoNNTrA
 from shrinkage.pruning.lottery import LotteryTicket
+from shrinkage.testing import toy
 from shrinkage.testing.drivers import check_driver, driver_checks
+
+
+def discrete(sparsity, **options):
+    """Biases and norms are trained by the loop, weights by sweeps over one batch of the same problem."""
+    return CoNNTrA(sparsity=sparsity, biases=False, data=toy.batch(1000), **options)
+
 
 DRIVERS = {
     "LotteryTicket": LotteryTicket,
     "LotteryTicket, from the start": lambda sparsity: LotteryTicket(sparsity, 2, rewind_to=0.0),
     "LotteryTicket, learning rate": lambda sparsity: LotteryTicket(sparsity, 3, rewind="learning-rate"),
+    "CoNNTrA": discrete,
+    "CoNNTrA, exhaustive": lambda sparsity: discrete(sparsity, variant="exhaustive", rounds=3, scale=None),
 }
 
 

@@ -1,0 +1,243 @@
+"""One network in a finite set: its scales, its first weights, and a sweep over them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from shrinkage.core.errors import InputError
+from shrinkage.discrete.cache import Cache, Loss
+from shrinkage.discrete.chain import Chain, Stage, chain
+from shrinkage.discrete.result import Sweep
+from shrinkage.discrete.sites import Site, Sites
+from shrinkage.discrete.sweeps import exhaustive, ranked, together
+from shrinkage.discrete.values import ValueSet
+
+Variant = Literal["gradient", "exhaustive", "together"]
+Scale = Literal["layer"] | None
+Start = Literal["random", "round"]
+
+_LLOYD = 20  # steps from a first scale to one that fits given weights
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained; see :class:`~shrinkage.discrete.conntra.CoNNTrA` for what they mean.
+
+    Raises:
+        InputError: if one is out of its range.
+    """
+
+    values: ValueSet
+    variant: Variant
+    scale: Scale
+    temperature: float | None
+    biases: bool
+    start: Start
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        check_variant(self.variant)
+        if self.scale not in ("layer", None):
+            raise InputError(f"scale must be 'layer', for a factor a layer, or None, got {self.scale!r}")
+        if self.start not in get_args(Start):
+            raise InputError(f"start must be one of {', '.join(get_args(Start))}, got {self.start!r}")
+        heat = self.temperature
+        if heat is not None and (isinstance(heat, bool) or not 0 < heat < math.inf):
+            raise InputError(f"temperature must be a number greater than 0, or None to have it chosen, got {heat!r}")
+
+
+class Trainer:
+    """A network, and its weights in the set.
+
+    Args:
+        model: a chain of layers; its parameters are changed in place.
+        settings: see there.
+
+    Attributes:
+        scales: by the layers' paths.
+        temperature: what outputs are divided by before the loss.
+
+    Raises:
+        InputError: if the model cannot be trained so.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.chain: Chain = chain(model)
+        self.scales: dict[str, float] = {}
+        self.temperature = 1.0 if settings.temperature is None else float(settings.temperature)
+        for stage in self.chain.stages:
+            for kind, parameter in stage.layer.named_parameters():
+                if not parameter.is_contiguous() or not parameter.is_floating_point():
+                    raise InputError(f"{kind!r} of {stage.name!r} is not a contiguous tensor of floating-point numbers")
+
+    @torch.no_grad()
+    def begin(self, generator: torch.Generator, values: ValueSet | None = None) -> None:
+        """Give all weights first values.
+
+        Args:
+            generator: to draw them by.
+            values: the set to take them from, if not the whole one.
+        """
+        values = values or self.settings.values
+        stages = self.chain.stages
+        usual = {
+            stage.name: values.scale_for(stage.fan_in, 1.0 if stage is stages[-1] else 2.0) for stage in stages
+        }  # fmt: skip
+        if self.settings.scale is None and self.settings.temperature is None:
+            self.temperature = 1 / math.prod(usual.values())
+        for stage in stages:
+            weight = stage.layer.weight
+            if self.settings.scale is None:
+                scale = 1.0
+            elif self.settings.start == "random":
+                scale = usual[stage.name]
+            else:
+                scale = fitting_scale(weight, values) or usual[stage.name]
+            self.scales[stage.name] = scale
+            if self.settings.start == "random":
+                weight.copy_(values.draw(weight, scale, generator))
+            else:
+                weight.copy_(values.decode(values.codes(weight, scale), scale, weight))
+            if stage.layer.bias is not None and self.settings.biases:
+                rounded = values.codes(stage.layer.bias, scale)
+                if self.settings.start == "random":
+                    stage.layer.bias.fill_(values.nearest_zero() * scale)
+                else:
+                    stage.layer.bias.copy_(values.decode(rounded, scale, stage.layer.bias))
+
+    def sites(self, values: ValueSet | None = None, frozen: Mapping[str, Tensor] | None = None) -> Sites:
+        """The tensors that a sweep works on.
+
+        Args:
+            values: the set, if not the whole one.
+            frozen: entries of weights that stay as they are, by the parameters' names.
+        """
+        found = []
+        for index, stage in enumerate(self.chain.stages):
+            for kind, parameter in stage.layer.named_parameters():
+                if kind == "weight" or self.settings.biases:
+                    name = f"{stage.name}.{kind}" if stage.name else kind
+                    scale = self.scales[stage.name]
+                    found.append(Site(name, index, parameter, scale, (frozen or {}).get(name)))
+        return Sites(found, values or self.settings.values)
+
+    def cache(self, x: Tensor, y: Tensor) -> Cache:
+        """The activations of the network for some examples."""
+        like = self.chain.stages[0].layer.weight
+        return Cache(self.chain, x.to(like), y.to(like.device), self.settings.loss, self.temperature)
+
+    def sweep(
+        self,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator,
+        variant: Variant | None = None,
+        values: ValueSet | None = None,
+        frozen: Mapping[str, Tensor] | None = None,
+    ) -> Sweep:
+        """Look at every weight once.
+
+        Args:
+            x: inputs, as the network takes them.
+            y: targets.
+            generator: of all that is random.
+            variant: another one than that of the settings.
+            values: see :meth:`sites`.
+            frozen: see :meth:`sites`.
+        """
+        begin, variant = time.perf_counter(), variant or self.settings.variant
+        cache = self.cache(x, y)
+        before = cache.total / len(y)
+        self.temper(cache)
+        sites = self.sites(values, frozen)
+        counts = []
+        if variant != "exhaustive":
+            counts.append(together(cache, sites, generator))
+        if variant == "gradient":
+            counts.append(ranked(cache, sites))
+        if variant == "exhaustive":
+            counts.append(exhaustive(cache, sites, generator))
+        self.temper(cache)
+        return Sweep(
+            variant=variant,
+            examples=len(y),
+            before=before,
+            loss=cache.total / len(y),
+            trials=sum(count.trials for count in counts),
+            naive=len(sites.free()) * (len(sites.values.values) - 1),
+            evaluations=sum(count.together + count.gradients for count in counts),
+            moved=sum(count.moved for count in counts),
+            seconds=time.perf_counter() - begin,
+        )
+
+    @torch.no_grad()
+    def accuracy(self, x: Tensor, y: Tensor, block: int = 8192) -> float:
+        """Share of examples whose greatest output is that of their class, in percent."""
+        like = self.chain.stages[0].layer.weight
+        hits = 0
+        for first in range(0, len(x), block):
+            part = x[first : first + block].to(like)
+            outputs = self.chain.forward(self.chain.first(part))
+            hits += int((outputs.argmax(1).cpu() == y[first : first + block].cpu()).sum())
+        return 100 * hits / len(x)
+
+    @torch.no_grad()
+    def temper(self, cache: Cache) -> None:
+        """Give the outputs the temperature with the least loss, unless one was asked for.
+
+        With a scale a layer it goes into the last layer's.
+        """
+        if self.settings.temperature is not None:
+            return
+        found = cache.best_temperature()
+        last = self.chain.stages[-1]
+        if self.settings.scale is None or last.after or (last.layer.bias is not None and not self.settings.biases):
+            self.temperature = cache.temperature = found
+        elif found != cache.temperature:
+            self.rescale(last, self.scales[last.name] * cache.temperature / found)
+        cache.refresh()
+
+    def rescale(self, stage: Stage, scale: float) -> None:
+        """Give a layer another scale; its codes stay."""
+        values, before = self.settings.values, self.scales[stage.name]
+        for kind, parameter in stage.layer.named_parameters():
+            if kind == "weight" or self.settings.biases:
+                parameter.data.copy_(values.decode(values.codes(parameter, before), scale, parameter))
+        self.scales[stage.name] = scale
+
+
+def check_variant(variant: str) -> None:
+    """Raise ``InputError`` unless there is such a variant."""
+    if variant not in get_args(Variant):
+        raise InputError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+
+
+def fitting_scale(weight: Tensor, values: ValueSet) -> float | None:
+    """The scale at which the nearest values come closest to given weights in the mean square, or nearly.
+
+    By turns the nearest values at a scale, and the best scale for these. None if no such scale is above zero.
+
+    >>> round(fitting_scale(torch.tensor([0.5, -0.5, 0.0, 0.5]), ValueSet((-1.0, 0.0, 1.0))), 6)
+    0.5
+    """
+    weight = weight.detach().double()
+    scale = float(weight.square().mean().sqrt()) / math.sqrt(values.mean_square)
+    if not scale > 0:
+        return None
+    for _ in range(_LLOYD):
+        nearest = values.decode(values.codes(weight, scale), 1.0, weight)
+        norm = float(nearest.square().sum())
+        better = float((weight * nearest).sum()) / norm if norm else 0.0
+        if not better > 0:
+            break
+        scale = better
+    return scale

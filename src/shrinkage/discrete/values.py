@@ -1,0 +1,103 @@
+"""The finite set that weights are taken from: the values, what a layer scales them by, and their codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shrinkage.core.errors import InputError
+from shrinkage.formats.kbits import bits_for
+
+_MOST = 256  # a code is a byte
+
+
+@dataclass(frozen=True)
+class ValueSet:
+    """A finite set of numbers, in ascending order.
+
+    A weight of a layer is one of them times the layer's scale. Its *code* is its place in the set.
+
+    Attributes:
+        values: the numbers.
+    """
+
+    values: tuple[float, ...]
+
+    @property
+    def bits(self) -> int:
+        """⌈log₂|S|⌉."""
+        return bits_for(len(self.values))
+
+    @property
+    def signs(self) -> bool:
+        """Whether all values are −1, 0 or 1, so that a product with one of them is no multiplication."""
+        return set(self.values) <= {-1.0, 0.0, 1.0}
+
+    @property
+    def mean_square(self) -> float:
+        """The mean of v² over the set."""
+        return sum(value * value for value in self.values) / len(self.values)
+
+    def without_zero(self) -> ValueSet:
+        """The values that are not zero."""
+        return ValueSet(tuple(value for value in self.values if value != 0))
+
+    def scale_for(self, fan_in: int, gain: float) -> float:
+        """The scale by which a layer with weights drawn from the set keeps the variance of its inputs.
+
+        >>> ValueSet((-1.0, 0.0, 1.0)).scale_for(300, gain=2.0)
+        0.1
+        """
+        return math.sqrt(gain / (fan_in * self.mean_square))
+
+    def tensor(self, like: Tensor, scale: float = 1.0) -> Tensor:
+        """The values times a scale, in the type and on the device of ``like``."""
+        return (torch.tensor(self.values, dtype=torch.float64) * scale).to(like)
+
+    def codes(self, weight: Tensor, scale: float) -> Tensor:
+        """Codes of the nearest values: uint8, in the shape of ``weight``; a tie goes to the lower one.
+
+        >>> ValueSet((-1.0, 0.0, 1.0)).codes(torch.tensor([-0.3, 0.02, 0.09]), scale=0.1)
+        tensor([0, 1, 2], dtype=torch.uint8)
+        """
+        sure = self.tensor(weight, scale)
+        return torch.bucketize(weight.detach(), (sure[1:] + sure[:-1]) / 2).to(torch.uint8)
+
+    def decode(self, codes: Tensor, scale: float, like: Tensor) -> Tensor:
+        """The inverse of :meth:`codes`."""
+        return self.tensor(like, scale)[codes.long()]
+
+    def draw(self, like: Tensor, scale: float, generator: torch.Generator) -> Tensor:
+        """Weights drawn evenly from the set, in the shape, type and device of ``like``."""
+        codes = torch.randint(len(self.values), tuple(like.shape), generator=generator)
+        return self.decode(codes.to(like.device), scale, like)
+
+    def nearest_zero(self) -> float:
+        """The value nearest to zero; of two the lower."""
+        return min(self.values, key=abs)
+
+
+def value_set(values: Sequence[float]) -> ValueSet:
+    """Check a set of values.
+
+    Raises:
+        InputError: for fewer than two or more than 256 values, and for values that are not finite or occur twice.
+
+    >>> value_set((1, -1, 0))
+    ValueSet(values=(-1.0, 0.0, 1.0))
+    """
+    try:
+        numbers = sorted(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise InputError(f"values must be a sequence of numbers, such as (-1, 0, 1), got {values!r}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"values must be finite numbers, got {values!r}")
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"values must differ from each other, got {values!r}")
+    if not 2 <= len(numbers) <= _MOST:
+        raise InputError(f"values must be a set of 2 to {_MOST} numbers, such as (-1, 0, 1), got {values!r}")
+    return ValueSet(tuple(number + 0.0 for number in numbers))

@@ -1,0 +1,206 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from discrete_nets import cnn, examples, mlp
+from shrinkage.core.errors import InputError, StateError
+from shrinkage.discrete import CoNNTrA, unpacked
+from shrinkage.discrete.trainer import fitting_scale
+from shrinkage.discrete.values import ValueSet, value_set
+from shrinkage.testing import toy
+
+
+def problem():
+    net = nn.Sequential(nn.Linear(toy.FEATURES, 24), nn.ReLU(), nn.Linear(24, toy.CLASSES))
+    batches = [toy.batch(step) for step in range(16)]
+    return net, torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+@pytest.mark.parametrize("variant", ["gradient", "exhaustive"])
+@pytest.mark.parametrize("scale", ["layer", None])
+def test_it_learns(variant, scale):
+    net, x, y = problem()
+    result = CoNNTrA(net, variant=variant, scale=scale).fit(x, y, sweeps=4, validation=(x, y))
+    hits = 100 * (net(x).argmax(1) == y).float().mean().item()
+    assert hits == pytest.approx(result.sweeps[-1].accuracy)
+    assert hits > 90
+    assert len(result.sweeps) == 4
+    for layer in (net[0], net[2]):
+        assert len(layer.weight.unique()) <= 3
+    if scale is None:
+        assert set(net[0].weight.unique().tolist()) <= {-1, 0, 1}
+        assert result.temperature != 1
+    else:
+        assert result.temperature == 1  # it is in the last layer's scale
+
+
+def test_the_result_says_what_it_is():
+    net, x, y = problem()
+    result = CoNNTrA(net, variant="exhaustive", temperature=2.0).fit(x, y)
+    weights = 12 * 24 + 24 * 4
+    assert result.units == weights
+    assert result.zeros == sum(int((layer.weight == 0).sum()) for layer in (net[0], net[2]))
+    (sweep,) = result.sweeps
+    assert sweep.naive == 2 * (weights + 28)
+    assert (sweep.variant, sweep.examples, result.bits, result.temperature) == ("exhaustive", 512, 2, 2.0)
+    exported = json.loads(json.dumps(result.to_dict()))
+    assert exported["values"] == [-1, 0, 1]
+    assert exported["sweeps"][0]["variant"] == "exhaustive"
+    assert "384 weights from {-1, 0, 1}: 2 bits each" in str(result)
+
+
+def test_mini_batches_and_going_on():
+    def run(*sweeps):
+        torch.manual_seed(0)
+        net, x, y = problem()
+        method = CoNNTrA(net, variant="together", seed=5)
+        for count in sweeps:
+            result = method.fit(x, y, count, batch=100)
+        return net.state_dict(), result.to_dict()
+
+    (one, first), (other, second) = run(4), run(1, 3)
+    assert first == second
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert {sweep["examples"] for sweep in first["sweeps"]} == {100}
+    assert all(sweep["loss"] <= sweep["before"] for sweep in first["sweeps"])
+    following = zip(first["sweeps"], first["sweeps"][1:], strict=False)
+    assert all(one["loss"] != pytest.approx(other["before"]) for one, other in following)  # other examples
+
+
+def test_it_ends_at_an_optimum():
+    net, x, y = problem()
+    told = []
+    result = CoNNTrA(net, variant="exhaustive").fit(x[:40], y[:40], sweeps=50, tell=told.append)
+    assert len(result.sweeps) < 50
+    assert result.sweeps[-1].moved == 0
+    assert told == list(result.sweeps)
+
+
+def test_rounding_a_trained_network():
+    net, x, y = problem()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    toy.train(net, optimizer, range(150))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    method = CoNNTrA(net, values=(-2, -1, 0, 1, 2), start="round")
+    scale = net[0].weight.abs().max() / 2
+    wanted = before["0.weight"] / scale
+    assert ((net[0].weight / scale - wanted).abs() <= 0.5 + 1e-5).logical_or(wanted.abs() > 2).all()
+    assert method.fit(x, y).sweeps[0].before < 0.5  # it begins where the training has led
+
+
+def test_the_scale_that_fits_is_the_best_one_nearby():
+    weight = torch.randn(2000)
+    for values in (value_set((-1, 0, 1)), value_set((-1, 1)), value_set((-3, -1, 1, 3))):
+        best = fitting_scale(weight, values)
+
+        def error(scale, values=values):
+            return (values.decode(values.codes(weight, scale), scale, weight) - weight).square().mean()
+
+        assert all(error(best) <= error(best * step) + 1e-7 for step in (0.8, 0.95, 1.05, 1.25))
+    # A ternary quantiser of a normal distribution has its levels at ±1.224.
+    assert fitting_scale(torch.randn(200_000), value_set((-1, 0, 1))) == pytest.approx(1.224, rel=0.01)
+    assert fitting_scale(torch.zeros(5), value_set((-1, 0, 1))) is None
+
+
+def test_packed_and_back():
+    net, x, y = problem()
+    method = CoNNTrA(net)
+    method.fit(x, y)
+    small = method.packed()
+    assert torch.allclose(small(x), net(x), atol=1e-4)
+    for name, tensor in unpacked(small).state_dict().items():
+        assert torch.allclose(tensor, net.state_dict()[name])
+
+
+def test_a_driver_leaves_free_numbers_to_the_loop():
+    net = cnn(torch.float32)
+    x, y = examples(net, 60)
+    norm = net[0][1]
+    gain = norm.weight.detach().clone()
+
+    def train(model, run):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.attach(optimizer)
+        before = net[2].weight.detach().clone()
+        for _ in range(run.steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            assert torch.equal(net[2].weight, before)  # put back after every step
+        return run.index
+
+    method = CoNNTrA(rounds=3, data=(x, y))
+    result = method.run(net, train, steps=5)
+    assert not torch.equal(norm.weight, gain)
+    assert result.rounds == (0.0, 1.0, 2.0)
+    assert len(result.sweeps) == 3
+    assert len(net[2].weight.unique()) <= 3
+    assert torch.allclose(method.packed().eval()(x), net.eval()(x), atol=1e-4)
+
+
+class Odd(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: CoNNTrA(mlp(), values=(1,)), ["2 to 256 numbers", "(1,)"]),
+        (lambda: CoNNTrA(mlp(), values=()), ["2 to 256 numbers", "()"]),
+        (lambda: CoNNTrA(mlp(), values=(1, 1, 0)), ["differ", "(1, 1, 0)"]),
+        (lambda: CoNNTrA(mlp(), values=(0, float("nan"))), ["finite", "nan"]),
+        (lambda: CoNNTrA(mlp(), values=("a", 1)), ["sequence of numbers"]),
+        (lambda: CoNNTrA(mlp(), values=range(257)), ["2 to 256"]),
+        (lambda: CoNNTrA(mlp(), variant="greedy"), ["gradient, exhaustive", "greedy"]),
+        (lambda: CoNNTrA(mlp(), scale="row"), ["'layer'", "row"]),
+        (lambda: CoNNTrA(mlp(), start="ones"), ["random, round", "ones"]),
+        (lambda: CoNNTrA(mlp(), temperature=0), ["greater than 0", "got 0"]),
+        (lambda: CoNNTrA(mlp(), seed=-1), ["seed", "-1"]),
+        (lambda: CoNNTrA(sparsity=0.5, rounds=1), ["rounds", "at least 2"]),
+        (lambda: CoNNTrA(values=(-1, 1), sparsity=0.5), ["needs zero", "(-1, 1)"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.Linear(2, 2), Odd())), ["'1' (Odd)"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.Sequential(nn.LSTM(2, 2)))), ["'0.0' (LSTM)"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2))), ["'0'", "groups=2"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.Conv2d(2, 2, 3, padding="same"))), ["padding='same'"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.BatchNorm1d(2, track_running_stats=False))), ["running statistics"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.ReLU())), ["no Linear or Conv2d"]),
+        (lambda: CoNNTrA(nn.Sequential(nn.LazyLinear(2))), ["no shape yet"]),
+        (lambda: CoNNTrA("net"), ["torch.nn.Module", "str"]),
+        (lambda: CoNNTrA(mlp()).fit(*examples(mlp()), sweeps=0), ["sweeps", "got 0"]),
+        (lambda: CoNNTrA(mlp()).fit(*examples(mlp()), batch=13), ["12 examples", "13"]),
+        (lambda: CoNNTrA().run(toy.net(), print, 5), ["data=(x, y)"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_named(make, words):
+    with pytest.raises(InputError) as error:
+        make()
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_shared_weight_is_refused():
+    one, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    other.weight = one.weight
+    with pytest.raises(InputError, match="'1' is shared"):
+        CoNNTrA(nn.Sequential(one, other))
+
+
+def test_without_a_model_there_is_nothing_to_fit():
+    with pytest.raises(StateError, match="no model yet"):
+        CoNNTrA().fit(torch.zeros(1, 2), torch.zeros(1).long())
+
+
+def test_codes_and_values():
+    values = value_set((3, -1, 0))
+    assert values == ValueSet((-1.0, 0.0, 3.0))
+    weight = torch.tensor([[-0.5, 0.0, 1.5]])
+    codes = values.codes(weight, 0.5)
+    assert codes.tolist() == [[0, 1, 2]]
+    assert torch.equal(values.decode(codes, 0.5, weight), weight)
+    assert values.nearest_zero() == 0
+    assert value_set((-1, 1)).nearest_zero() == -1
+    drawn = values.draw(torch.zeros(3000), 0.1, torch.Generator().manual_seed(0))
+    counts = drawn.unique(return_counts=True)[1]
+    assert counts.tolist() == [pytest.approx(1000, abs=120)] * 3

@@ -1,0 +1,111 @@
+"""A trial against the loss of the whole network, and a cache that follows against a fresh one."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from discrete_nets import cnn, examples, mlp, total, trainer
+from shrinkage.core.errors import InputError, StateError
+from shrinkage.discrete.cache import Cache
+from shrinkage.discrete.losses import cross_entropy
+
+
+def others(weight, table):
+    return [value for value in table if value != weight.value]
+
+
+def tried(cache, weight, targets):
+    deltas = torch.tensor([value - weight.value for value in targets], dtype=torch.float64)
+    return cache.trial(weight.site.stage, weight.channel, weight.place, deltas)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("values", [(-1, 0, 1), (-1, 1), (-2, -0.5, 0, 3)], ids=str)
+def test_a_trial_is_the_change_of_the_loss_and_the_cache_follows(build, values):
+    net = build()
+    x, y = examples(net)
+    method = trainer(net, values, temperature=0.7)
+    cache, sites = method.cache(x, y), method.sites()
+    assert cache.total == pytest.approx(total(net, x, y, 0.7), abs=1e-10)
+    changes = 0
+    for number in range(len(sites)):
+        weight, table = sites.coordinate(number)
+        present, targets = weight.value, others(weight, table)
+        assert len(targets) == len(values) - 1
+        trial = tried(cache, weight, targets)
+        falls = [0.0] * len(targets) if trial is None else trial.falls
+        for target, fall in zip(targets, falls, strict=True):
+            weight.set(target)
+            assert fall == pytest.approx(total(net, x, y, 0.7) - cache.total, abs=1e-9)
+            weight.set(present)
+        changes += any(falls)
+        if trial is not None and number % 3 == 0:
+            cache.accept(trial, number % len(targets))
+            weight.set(targets[number % len(targets)])
+            fresh = method.cache(x, y)
+            assert cache.total == pytest.approx(fresh.total, abs=1e-9)
+            for ours, theirs in zip(kept(cache), kept(fresh), strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-9)
+    assert changes > len(sites) / 2
+
+
+def kept(cache):
+    return [*cache._inputs, *cache._padded, *cache._z, *cache._z_of, cache._outputs, cache.losses]
+
+
+def test_an_input_that_is_always_zero_needs_no_trial():
+    net = mlp()
+    x, y = examples(net)
+    x[:, 2] = 0
+    method = trainer(net)
+    weight, table = method.sites().coordinate(2)  # of the first output and the third input
+    assert tried(method.cache(x, y), weight, others(weight, table)) is None
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+def test_gradients_are_those_of_the_network(build):
+    net = build().eval()
+    x, y = examples(net)
+    method = trainer(net)
+    parameters = method.sites().parameters()
+    parameters[0].requires_grad_(False)
+    found = method.cache(x, y).gradients(parameters, block=5)
+    assert not parameters[0].requires_grad
+    parameters[0].requires_grad_(True)
+    functional.cross_entropy(net(x), y, reduction="sum").backward()
+    for ours, parameter in zip(found, parameters, strict=True):
+        assert torch.allclose(ours, parameter.grad, atol=1e-10)
+
+
+def test_the_best_temperature_is_where_the_loss_is_flat():
+    net = mlp()
+    x, _ = examples(net, 500)
+    method = trainer(net)
+    with torch.no_grad():
+        y = torch.multinomial((net(x) / 0.4).softmax(1), 1)[:, 0]
+    cache = method.cache(x, y)
+    best = cache.best_temperature()
+    assert 0.25 < best < 0.6
+    assert total(net, x, y, best) < min(total(net, x, y, best * step) for step in (0.5, 0.99, 1.01, 2))
+    assert total(net, x, y, best) < cache.total
+
+
+def test_cross_entropy_is_pytorchs_even_where_exp_overflows():
+    outputs, y = 40 * torch.randn(100, 7), torch.randint(7, (100,))
+    for scale in (0.01, 1, 10):
+        wanted = functional.cross_entropy(scale * outputs, y, reduction="none")
+        assert torch.allclose(cross_entropy(scale * outputs, y), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_fit_is_said():
+    net = mlp()
+    x, y = examples(net)
+    method = trainer(net)
+    with pytest.raises(InputError, match="there are 12 examples and 11 targets"):
+        method.cache(x, y[:-1])
+    with pytest.raises(InputError, match=r"cannot run on examples of shape \(12, 4\)"):
+        method.cache(x[:, :4], y)
+    with pytest.raises(InputError, match="a number for each of 12 examples"):
+        Cache(method.chain, x, y, functional.cross_entropy)
+    with pytest.raises(StateError, match="the loss is nan"):
+        method.cache(x * torch.nan, y)
