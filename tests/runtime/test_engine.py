@@ -430,3 +430,31 @@ def test_pytorchs_own_attention():
     engine = runtime.compile(model, torch.randn(5, 2, 32), dense=False)
     for tokens in (5, 1, 3):
         same(engine, model, torch.randn(tokens, 2, 32))
+
+
+class Heads(nn.Module):
+    """A flattened image that is the model's output, and what two layers read, of which one is dense."""
+
+    def __init__(self):
+        super().__init__()
+        self.sparse, self.dense = nn.Linear(32, 16), nn.Linear(32, 400)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return x, self.sparse(x).relu(), self.dense(x)
+
+
+def test_a_flattened_input_is_also_needed_elsewhere(monkeypatch):
+    from shrinkage.runtime import choose
+
+    monkeypatch.setattr(choose, "_HANDING_OVER", 0.0)
+    model = Heads().eval()
+    thin(model.sparse, 0.2)
+    model.sparse.weight.data *= torch.rand_like(model.sparse.weight) < 0.2
+    engine = runtime.compile(model, torch.randn(2, 2, 4, 4), dense=False)
+    assert [layer.kernel for layer in engine.plan.layers].count("PyTorch") >= 1
+    for batch in (1, 16, 70):
+        x = torch.randn(batch, 2, 4, 4)
+        with torch.no_grad():
+            for got, want in zip(engine(x), model(x), strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)

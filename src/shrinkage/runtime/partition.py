@@ -112,7 +112,11 @@ def partition(graph: Graph) -> list[Region | Node]:
 
     def close() -> None:
         if any(node.op in SPARSE for node in open_nodes):
-            plan.append(_region(open_nodes, graph))
+            region = _region(open_nodes, graph)
+            # what is only another shape of an input is no result of the region: who needs it gets it from PyTorch
+            views = _views(region)
+            plan.extend(node for node in region.nodes if node.name in views)
+            plan.append(replace(region, outputs=tuple(name for name in region.outputs if name not in views)))
         else:
             plan.extend(open_nodes)
         open_nodes.clear()
@@ -134,6 +138,20 @@ def partition(graph: Graph) -> list[Region | Node]:
             plan.append(node)
     close()
     return plan
+
+
+def _views(region: Region) -> set[str]:
+    """Names of the outputs that are a flattened input, and of what they are flattened from on the way."""
+    flattened: dict[str, str] = {}
+    for node in region.nodes:
+        if node.op == "flatten" and (node.inputs[0] in region.inputs or node.inputs[0] in flattened):
+            flattened[node.name] = node.inputs[0]
+    found: set[str] = set()
+    for name in region.outputs:
+        while name in flattened:
+            found.add(name)
+            name = flattened[name]
+    return found
 
 
 def _region(nodes: Sequence[Node], graph: Graph) -> Region:

@@ -134,7 +134,6 @@ class Chunk:
         self._reads: list[tuple[str, int, int]] = []  # input, number of the step that reads it, first item
         self._writes: list[tuple[str, int, int]] = []
 
-        produced = {self._roots[name] for node in region.nodes for name in [node.name]} - set(region.inputs)
         level_of = {node.name: plan.level[node.name] for node in region.nodes}
         self._born = {name: level_of[name] for name in level_of if self._roots[name] == name}
         self._needed: dict[str, int] = {}
@@ -143,7 +142,6 @@ class Chunk:
                 root = self._roots[name]
                 self._needed[root] = max(self._needed.get(root, 0), level_of[node.name])
         self._outputs = {name: self._roots[name] for name in region.outputs}
-        assert produced <= set(self._born)
         self._memory()
         top = len(plan.sizes) - 1
         for group in range(items // plan.sizes[top]):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from shrinkage.runtime.emit import I64, POINTER, Emit
-from shrinkage.runtime.jit import Machine, function, machine
+from shrinkage.runtime.jit import Machine, function
 from shrinkage.runtime.layout import address
 
 
@@ -98,8 +98,3 @@ def _driver(host: Machine) -> Callable[[int], None]:
         e.b.call(e.b.inttoptr(e.load(entry, I64), kernel), [arguments])
     text = e.finish().replace("void (ptr)*", "ptr")
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function(text, "kernel", host))
-
-
-def once(step: Step, places: Mapping[str, int]) -> Program:
-    """A program of one step on the machine at hand."""
-    return Program([(step, places)], machine())
