@@ -14,6 +14,7 @@ from shrinkage.deploy.export import export
 from shrinkage.deploy.files import describe, load, save
 from shrinkage.deploy.fold import fold_batchnorm
 from shrinkage.deploy.surgery import reshape_like
+from shrinkage.discrete import CoNNTrA
 from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso, faithful
 from shrinkage.pruning import (
     SET,
@@ -42,6 +43,7 @@ __all__ = [
     "SWS",
     "Block",
     "Bridge",
+    "CoNNTrA",
     "Cost",
     "FileError",
     "GraSP",

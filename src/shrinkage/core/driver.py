@@ -124,6 +124,22 @@ class Round:
         self._watch(self._taken)
 
 
+def check_beginning(owner: str, current: Round | None) -> None:
+    """Raise unless a round is about to begin: the only time at which a driver's state says all there is.
+
+    Args:
+        owner: the driver's name, for the message.
+        current: the round it is in, if any.
+
+    Raises:
+        StateError: outside ``train``, or in it after ``run.attach``.
+    """
+    if current is None or current.taken is not None:
+        raise StateError(
+            f"the state of {owner} is that of the beginning of a round: call state_dict() in train, before run.attach()"
+        )
+
+
 class _Counting(Holder):
     """Keeps the zeros, and tells of every step of one of the optimisers."""
 

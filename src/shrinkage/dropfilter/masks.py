@@ -33,6 +33,7 @@ arXiv 1811.06783, 2018.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -53,7 +54,7 @@ SCALINGS: Mapping[str, str] = {
 _NAMES = ("weight", "bias")
 
 
-class Rule:
+class Rule(ABC):
     """What is drawn for one layer; a subclass says how.
 
     Args:
@@ -74,17 +75,17 @@ class Rule:
         self._handles: list[RemovableHandle] = []
 
     @property
+    @abstractmethod
     def expectation(self) -> float:
         """The mean of what an output is multiplied by in training, before any scaling."""
-        raise NotImplementedError
 
+    @abstractmethod
     def cover(self, module: nn.Module, x: Tensor) -> None:
         """Hide the Parameters of a layer that is about to be called in training."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trained(self, output: Tensor) -> Tensor:
         """What becomes of the layer's output in training."""
-        raise NotImplementedError
 
     def attach(self, module: nn.Module) -> None:
         """Act on every call of the module from now on."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from shrinkage.core import checkpoint
 from shrinkage.core.budget import has_target
-from shrinkage.core.driver import Round, Train
+from shrinkage.core.driver import Round, Train, check_beginning
 from shrinkage.core.errors import InputError, StateError, TargetError
 from shrinkage.core.hold import bit_mask, clear
 from shrinkage.core.options import Options, check_options
@@ -271,11 +271,8 @@ class LotteryTicket:
             StateError: outside ``train``, or in it after ``run.attach``.
         """
         progress = self._progress
-        if progress is None or progress.current is None or progress.current.taken is not None:
-            raise StateError(
-                f"the state of {self._name} is that of the beginning of a round: call state_dict() in train, "
-                "before run.attach()"
-            )
+        check_beginning(self._name, None if progress is None else progress.current)
+        assert progress is not None
         names = progress.plan.shapes
         return {
             **checkpoint.header(self._name, progress.config, names),
