@@ -189,6 +189,7 @@ def test_scaled_masks_of_gradients_have_the_mean_1():
     assert masks.var().item() == pytest.approx(0.25, rel=5 * (2 / 2400) ** 0.5)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch says it once a process
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 3),
