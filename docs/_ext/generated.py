@@ -78,20 +78,37 @@ def faster(result: dict[str, Any]) -> str:
     rows = []
     for row in result["rows"].values():
         for batch, goal in row["goals"].items():
-            ratio, smaller, threads = row["ratio"][batch], row["ratio_compacted"][batch], row["two_threads"]
-            two = threads["ratio"]["median"] if str(threads["batch"]) == batch else None
+            ratio = row["ratio"][batch]
             met = "met" if ratio["median"] >= goal else "missed"
-            both = f"{smaller['median']:.1f}" if smaller else "–"
             rows.append(
-                f"| {row['title']}, {row['masks']} masks | {row['macs_left']:.1%} | {batch} | {ratio['rival']} "
-                f"| **{ratio['median']:.1f}** | {ratio['low']:.1f}–{ratio['high']:.1f} | {goal:g} | {met} "
-                f"| {both} | {f'{two:.2f}' if two else '–'} |"
+                f"| {_network(row)} | {row['macs_left']:.1%} | {batch} | {_unbroken(ratio['rival'])} "
+                f"| **{ratio['median']:.1f}** ({ratio['low']:.1f}–{ratio['high']:.1f}) | {_unbroken(f'{goal:g}, {met}')} |"
             )
-    head = (
-        "| network | multiplications left | batch | fastest dense engine | times as fast | quartiles | goal | "
-        "| both compacted | two threads over one |"
-    )
-    return "\n".join([head, "| --- | ---: | ---: | --- | ---: | ---: | ---: | --- | ---: | ---: |", *rows])
+    head = "| network | left | batch | fastest dense engine | times as fast (quartiles) | goal |"
+    return "\n".join([head, "| --- | ---: | ---: | --- | ---: | ---: |", *rows])
+
+
+def beside(result: dict[str, Any]) -> str:
+    """The same for compacted networks, and two threads over one."""
+    rows = []
+    for row in result["rows"].values():
+        smaller = [row["ratio_compacted"][batch] for batch in row["goals"]]
+        both = " / ".join(f"{ratio['median']:.1f}" for ratio in smaller if ratio) or "nothing to remove"
+        rows.append(
+            f"| {_network(row)} | {' / '.join(row['goals'])} | {both} | {row['two_threads']['ratio']['median']:.2f} |"
+        )
+    head = "| network | batches | both compacted, times as fast | two threads over one, largest batch |"
+    return "\n".join([head, "| --- | ---: | ---: | ---: |", *rows])
+
+
+def _network(row: dict[str, Any]) -> str:
+    learned = "" if row["masks"] == "random" else f", {row['masks']}"
+    return _unbroken(row["title"] + learned)
+
+
+def _unbroken(text: str) -> str:
+    """In one line, however narrow the column."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{NON-BREAKING HYPHEN}")
 
 
 def sizes(result: dict[str, Any]) -> str:
@@ -128,6 +145,7 @@ TABLES = {
     "goals": goals,
     "machine": machine,
     "faster": faster,
+    "beside": beside,
     "sizes": sizes,
 }
 

@@ -133,6 +133,26 @@ def test_not_a_number_stays_one():
         assert np.isnan(kernels.get(target, result)).all(), name
 
 
+def test_infinity_reaches_what_it_is_connected_to_and_nothing_else():
+    rng = np.random.default_rng(0)
+    weight = np.zeros((3, 4, 3, 3), np.float32)
+    weight[0, 1, 1, 1], weight[0, 2, 0, 1], weight[1, 2, 1, 1], weight[2, 3] = 0.3, -0.2, -0.7, 1
+    x = rng.standard_normal((16, 4, 4, 4)).astype(np.float32)
+    x[0, 1, 2, 2] = np.inf
+    host = jit.machine()
+    for images in (1, 16):
+        source, given_buffer = kernels.put(
+            x[:images], host.lanes, images > 1, (1, 1, 1, 1) if images > 1 else (0, 0, 0, 0)
+        )
+        target, result = kernels.put(np.zeros((images, 3, 4, 4), np.float32), host.lanes, images > 1)
+        layer = SparseLayer(conv(weight, padding=(1, 1, 1, 1)), source, target, host)
+        for way in ways(layer):
+            kernels.run(layer.work(way, At("x"), At("y")), {"x": given_buffer, "y": result}, host)
+            got = kernels.get(target, result)
+            assert got[0, 0, 2, 2] == np.inf, way
+            assert np.isfinite(np.delete(got.reshape(-1), 2 * 4 + 2)).all(), way
+
+
 @pytest.mark.parametrize("lanes", LANES)
 def test_a_linear_layer_reads_a_flattened_image(lanes):
     host = jit.machine(lanes)

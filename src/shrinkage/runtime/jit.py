@@ -27,7 +27,7 @@ try:
 except ImportError as error:  # pragma: no cover - the extra is there in tests
     raise MissingExtra("the CPU engine", "runtime") from error
 
-FORMAT = "6"
+FORMAT = "7"
 """Part of every key: what the kernels' arguments mean, and how a way of computing is described."""
 
 

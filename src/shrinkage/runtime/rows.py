@@ -89,20 +89,10 @@ def pack_rows(
 
     present, index = np.unique(key, return_inverse=True)
     channel = present % n.outputs
-    runs = index * taps + tap
-    counts = np.bincount(runs, minlength=len(present) * taps)
+    counts = np.bincount(index * taps + tap, minlength=len(present) * taps)
     if unroll > 1:
-        # A run that ends with a turn costs one mispredicted branch, a remainder would cost another. What fills it up
-        # is read from where the last non-zero of the run is.
-        full = -(-counts // unroll) * unroll
-        last = np.cumsum(counts) - 1
-        source = np.repeat(last, full)
-        real = np.cumsum(full)[runs] - full[runs] + np.arange(len(runs)) - (np.cumsum(counts) - counts)[runs]
-        filled = np.zeros(len(source), np.float32)
-        filled[real] = value
-        where = place[source]
-        where[real] = place
-        value, place, counts = filled, where, full
+        index, part = _filled(counts, unroll)
+        value, place, counts = value[index] * part, place[index], -(-counts // unroll) * unroll
     ends = np.cumsum(counts).astype(np.int32)
     empty = np.setdiff1d(np.arange(n.outputs), channel)
     channel = np.concatenate([channel, empty])
@@ -134,3 +124,18 @@ def _shift(places: Ints) -> int | None:
     together = int(np.bitwise_or.reduce(places))
     shift = (together & -together).bit_length() - 1 if together else 0
     return shift if together >> shift < 1 << 16 else None
+
+
+def _filled(counts: Ints, unroll: int) -> tuple[Ints, Floats]:
+    """Fill runs up to a multiple of ``unroll``: which non-zero stands at each place, and how much of it.
+
+    A run that ends with a turn of the loop costs one mispredicted branch, a remainder would cost another. The last
+    non-zero of a run is spread over what is missing, as halves of halves: their sum is exact, and an infinity that
+    it meets stays one, which a zero would turn into a NaN.
+    """
+    full = -(-counts // unroll) * unroll
+    begin, number = np.cumsum(full) - full, np.cumsum(counts) - counts
+    place = np.arange(full.sum()) - np.repeat(begin, full)
+    last = np.repeat(counts - 1, full)
+    halvings = np.clip(np.minimum(place - last + 1, np.repeat(full - counts, full)), 0, None)
+    return np.repeat(number, full) + np.minimum(place, last), np.exp2(-halvings).astype(np.float32)

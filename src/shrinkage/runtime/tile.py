@@ -30,7 +30,7 @@ class Tile:
             position of the filter feeds those that do not read padding.
         writes: distance in bytes of each register's place in the output from the tile's.
         shift: places of non-zeros are unsigned 16-bit numbers, shifted left by this; None: 32 bits, in bytes.
-        unroll: non-zeros a turn; rows are filled up to a multiple of it with weights that are zero.
+        unroll: non-zeros a turn; runs of non-zeros are a multiple of it long.
         chains: sets of accumulators, where one set is too few to hide the latency of an addition.
         aligned: whether operands lie at multiples of a vector.
         activation: applied last, or None.
