@@ -79,10 +79,10 @@ def faster(result: dict[str, Any]) -> str:
     for row in result["rows"].values():
         for batch, goal in row["goals"].items():
             ratio = row["ratio"][batch]
-            met = "met" if ratio["median"] >= goal else "missed"
+            met = _unbroken(f"{goal:g}, {'met' if ratio['median'] >= goal else 'missed'}")
             rows.append(
                 f"| {_network(row)} | {row['macs_left']:.1%} | {batch} | {_unbroken(ratio['rival'])} "
-                f"| **{ratio['median']:.1f}** ({ratio['low']:.1f}–{ratio['high']:.1f}) | {_unbroken(f'{goal:g}, {met}')} |"
+                f"| **{ratio['median']:.1f}** ({ratio['low']:.1f}–{ratio['high']:.1f}) | {met} |"
             )
     head = "| network | left | batch | fastest dense engine | times as fast (quartiles) | goal |"
     return "\n".join([head, "| --- | ---: | ---: | --- | ---: | ---: |", *rows])
