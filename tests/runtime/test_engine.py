@@ -458,3 +458,14 @@ def test_a_flattened_input_is_also_needed_elsewhere(monkeypatch):
         with torch.no_grad():
             for got, want in zip(engine(x), model(x), strict=True):
                 torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_without_llvmlite_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['llvmlite'] = None\n"
+        "import shrinkage\n"
+        "try:\n    shrinkage.runtime\n"
+        "except shrinkage.MissingExtra as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert 'pip install "shrinkage[runtime]"' in done.stdout

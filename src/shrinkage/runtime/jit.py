@@ -19,13 +19,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from shrinkage.core.errors import InputError, MissingExtra
+import llvmlite
+import llvmlite.binding as llvm
 
-try:
-    import llvmlite
-    import llvmlite.binding as llvm
-except ImportError as error:  # pragma: no cover - the extra is there in tests
-    raise MissingExtra("the CPU engine", "runtime") from error
+from shrinkage.core.errors import InputError
 
 FORMAT = "7"
 """Part of every key: what the kernels' arguments mean, and how a way of computing is described."""
