@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from shrinkage.runtime import jit
-from shrinkage.runtime.graph import ACTIVATIONS, Node
+from shrinkage.runtime.evaluate import ACTIVATIONS
+from shrinkage.runtime.graph import Node
 from shrinkage.runtime.sparse import SparseLayer
 from shrinkage.runtime.steps import At
 

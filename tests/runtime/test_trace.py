@@ -22,7 +22,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from shrinkage.core.errors import InputError
 from shrinkage.models.registry import MODELS
-from shrinkage.runtime.graph import Graph, bind, evaluate, walk
+from shrinkage.runtime.evaluate import bind, evaluate, walk
+from shrinkage.runtime.graph import Graph
 from shrinkage.runtime.simplify import simplify
 from shrinkage.runtime.trace import trace
 

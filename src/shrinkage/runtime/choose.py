@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shrinkage.runtime.graph import Graph, bind, walk
+from shrinkage.runtime.evaluate import bind, walk
+from shrinkage.runtime.graph import Graph
 from shrinkage.runtime.jit import Machine
 from shrinkage.runtime.partition import SPARSE, Region, partition
 from shrinkage.runtime.remember import remembered_timings

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from shrinkage.core.errors import InputError
 from shrinkage.runtime.choose import leave_dense
+from shrinkage.runtime.evaluate import Values, bind
 from shrinkage.runtime.files import Tuned, read_engine, write_engine
-from shrinkage.runtime.graph import Graph, Node, Values, bind
+from shrinkage.runtime.graph import Graph, Node
 from shrinkage.runtime.handover import Handover, fastest_dense
 from shrinkage.runtime.jit import Machine, machine
 from shrinkage.runtime.partition import Region, fuse_sums, partition

@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from shrinkage.core.errors import InputError
 from shrinkage.runtime.aten import lower
-from shrinkage.runtime.graph import Graph, Node, Ref, reachable, refs, walk
+from shrinkage.runtime.evaluate import walk
+from shrinkage.runtime.graph import Graph, Node, Ref, reachable, refs
 from shrinkage.runtime.site import Site, Value, torch_node
 
 _CHECKS = {

@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from shrinkage.core.errors import InputError
 from shrinkage.core.evaluation import evaluating
 from shrinkage.core.selection import unwrap
-from shrinkage.runtime.graph import Graph, evaluate
+from shrinkage.runtime.evaluate import evaluate
+from shrinkage.runtime.graph import Graph
 from shrinkage.runtime.program import to_graph
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
