@@ -54,10 +54,17 @@ def train(
     method: Annotated[
         str | None,
         typer.Option(
-            help="halo, lasso, sws, mcp, bridge, gradual, set, rigl, str, soft-topk, movement or dense. [default: halo]"
+            help="halo, lasso, sws, mcp, bridge, gradual, set, rigl, str, soft-topk, movement, noiseout, conntra or "
+            "dense. [default: halo]"
         ),
     ] = None,
-    sparsity: Annotated[float | None, typer.Option(help="Share of zeros to reach, exactly. [default: 0.95]")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of zeros to reach, exactly; with noiseout the share of the parameters to go, at least; "
+            "not with conntra. [default: 0.95]"
+        ),
+    ] = None,
     macs: Annotated[
         float | None,
         typer.Option(help="Share of the multiplications of an example to leave, at most; in place of --sparsity."),

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from shrinkage.cli import conntra, dropfilter
+from shrinkage.cli import conntra, dropfilter, noiseout
 from shrinkage.cli.console import echo, reported, say
 from shrinkage.cli.options import Debug
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run the experiments this library is judged by.")
 app.command()(dropfilter.dropfilter)
 app.command()(conntra.conntra)
+app.command()(noiseout.noiseout)
 
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set; what is missing is downloaded into it.")]
 Device = Annotated[str, typer.Option(show_default=False, help="auto, cpu, cuda, cuda:1. [default: cpu]")]

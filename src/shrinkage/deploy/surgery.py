@@ -26,7 +26,7 @@ def apply(model: nn.Module, plan: Plan) -> None:
         tensor.data = (tensor.detach() + shift.to(tensor)).detach()
     for name, cut in plan.cuts.items():
         tensor = held[name]
-        tensor.data = _cut(tensor.detach(), cut)
+        tensor.data = cut_to(tensor.detach(), cut)
     for name, groups in plan.groups.items():
         model.get_submodule(name.rpartition(".")[0]).groups = groups  # type: ignore[assignment]
     refresh(model)
@@ -104,7 +104,8 @@ def refresh(model: nn.Module) -> None:
             module.nx, module.nf = module.get_parameter("weight").shape  # type: ignore[assignment]
 
 
-def _cut(tensor: Tensor, cut: Cut) -> Tensor:
+def cut_to(tensor: Tensor, cut: Cut) -> Tensor:
+    """A copy with the places of ``cut`` only, along each dimension."""
     for dim, places in enumerate(cut):
         if places is None:
             continue

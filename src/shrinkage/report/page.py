@@ -100,7 +100,12 @@ def _figures(content: Page) -> list[str]:
     figures = content.figures
     drawn = [_figure("Accuracy", _accuracy(content), _accuracy_caption(content))]
     if content.rows[-1]["sparsity"]:
-        caption = "Dotted: what the ramp asks for. Solid: exact zeros, from where they follow it."
+        ramped = any(row["wanted"] for row in content.rows)
+        caption = (
+            "Dotted: what the ramp asks for. Solid: exact zeros, from where they follow it."
+            if ramped
+            else "Exact zeros."
+        )
         drawn.append(_figure("Sparsity", _sparsity(content), caption))
     if figures.points:
         drawn.append(
@@ -139,7 +144,7 @@ def _scores(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 def _sparsity(content: Page) -> str:
     rows = content.rows
-    asked = [100 * row["wanted"] for row in rows]
+    asked = [100 * (row["wanted"] or 0.0) for row in rows]
     if not any(asked):
         return curves("Sparsity", "zeros, %", [Line("zeros", "method", _zeros(rows))], low=0)
     lines = [Line("asked for", "wanted", asked, named_at=0.25)]

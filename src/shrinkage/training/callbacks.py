@@ -11,7 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from shrinkage.core.engine import Sparsifier
 from shrinkage.data import Data
 from shrinkage.training.evaluate import accuracy
+from shrinkage.training.shrinker import Shrinker
 from shrinkage.training.task import Classifier
+
+Inside = Sparsifier | Shrinker
+"""What lives inside a training."""
 
 Row = dict[str, Any]
 """One epoch: see :class:`Metrics`."""
@@ -32,7 +36,7 @@ class Sparsify(Callback):
     32
     """
 
-    def __init__(self, sparsifier: Sparsifier) -> None:
+    def __init__(self, sparsifier: Inside) -> None:
         self.sparsifier = sparsifier
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,7 +70,7 @@ class Metrics(Callback):
         publish: receives all rows after each epoch.
     """
 
-    def __init__(self, data: Data, sparsifier: Sparsifier | None, publish: Callable[[list[Row]], None]) -> None:
+    def __init__(self, data: Data, sparsifier: Inside | None, publish: Callable[[list[Row]], None]) -> None:
         self.rows: list[Row] = []
         self._data = data
         self._sparsifier = sparsifier

@@ -31,7 +31,8 @@ class RunConfig:
         data_dir: folder with its files; None: the user's cache folder.
         model: name of a network or ``package.module:factory``.
         method: one of :data:`METHODS`.
-        sparsity: share of zeros to reach, in (0, 1); N:M fixes its own; None where ``macs`` is given.
+        sparsity: share of zeros to reach, in (0, 1); N:M fixes its own; of the parameters with ``noiseout``; None
+            where ``macs`` is given, and with ``conntra``.
         macs: share of the multiply–accumulates of one example to leave, in (0, 1), in place of a sparsity.
         granularity: ``weight``, ``row``, ``block:4x4`` or ``2:4``.
         epochs: passes over the training images, at least 1.
@@ -94,6 +95,16 @@ class RunConfig:
 
     def _check_target(self) -> None:
         units, sparsity, macs = granularity(self.granularity), self.sparsity, self.macs
+        removes = METHODS[self.method].removes
+        if removes == "precision":
+            self._refuse(sparsity is not None, "has no sparsity to reach")
+            self._refuse(self.regularizer != "none", "needs a network without masks")
+        if removes != "weights":
+            self._refuse(macs is not None, "knows no budget of multiplications")
+            self._refuse(self.granularity != "weight", "has no granularity")
+            self._refuse(self.devices > 1, "trains on one device")
+        if removes == "precision":
+            return
         if (sparsity is None) == (macs is None):
             raise InputError(f"the target is a sparsity or macs, one of them, got {sparsity=} and {macs=}")
         if sparsity is not None:
@@ -107,6 +118,10 @@ class RunConfig:
             raise InputError(
                 f"granularity {self.granularity} fixes the sparsity at {units.sparsity:g}, but {given}; leave it out"
             )
+
+    def _refuse(self, given: bool, why: str) -> None:
+        if given:
+            raise InputError(f"method {self.method} {why}; leave it out")
 
     def to_yaml(self) -> str:
         """The settings as a YAML document that :func:`read_yaml` reads back."""
@@ -137,11 +152,12 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
             del given[name]
     data = _typed("data", given.get("data", "digits"))
     one_of("data", data, NAMES)
+    targetless = "macs" in given or given.get("method") == "conntra"
     defaults: dict[str, Any] = {
         "data": data,
         "data_dir": None,
         "method": "halo",
-        "sparsity": None if "macs" in given else 0.95,
+        "sparsity": None if targetless else 0.95,
         "macs": None,
         "granularity": "weight",
         "seed": 0,

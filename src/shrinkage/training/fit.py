@@ -14,19 +14,20 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader
 
-from shrinkage.core.engine import Sparsifier
 from shrinkage.core.selection import resolve, select
 from shrinkage.data import Data, batches
+from shrinkage.discrete.chain import chain
 from shrinkage.models import build
 from shrinkage.report import Figures, gather
 from shrinkage.training.bar import TrainingBar
-from shrinkage.training.callbacks import Metrics, Row, Sparsify
+from shrinkage.training.callbacks import Inside, Metrics, Row, Sparsify
 from shrinkage.training.checkpoints import EveryEpoch, SafeCheckpoints, latest
 from shrinkage.training.config import RunConfig, accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.outcome import Outcome
 from shrinkage.training.regularizers import regularize
+from shrinkage.training.shrinker import Shrinker
 from shrinkage.training.task import Batch, Classifier
 
 _LOOKED_AT = 2000  # training images that layers' outputs are looked at with
@@ -95,7 +96,7 @@ def fit(
     return model, Outcome(score, held_out, seconds, metrics.rows, _figures(model, sparsifier, config, data))
 
 
-def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, DataLoader[Batch], Sparsifier | None]:
+def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, DataLoader[Batch], Inside | None]:
     """The network with its first weights, the batches, and the method if there is one.
 
     Raises:
@@ -107,6 +108,13 @@ def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, Dat
     # A rest that does not reach all devices would leave one without an example.
     several = config.devices > 1
     loader = batches(data.train, config.batch_size, shuffle=True, seed=config.seed, drop_last=several)
+    if METHODS[method].removes == "precision":
+        chain(model)
+    if METHODS[method].removes == "neurons":
+        assert config.sparsity is not None
+        seen = data.train.x[: min(_LOOKED_AT, len(data.train))]
+        inputs = [data.prepare(part) for part in torch.split(seen, config.batch_size)]
+        return model, loader, Shrinker(model, config.sparsity, len(loader) * config.epochs, inputs, config.seed)
     make = METHODS[method].make
     if make is None:
         return model, loader, None
@@ -115,7 +123,7 @@ def assemble(config: RunConfig, method: str, data: Data) -> tuple[nn.Module, Dat
     return model, loader, make(model, config.sparsity, steps, granularity(config.granularity), **budget)
 
 
-def _figures(model: nn.Module, sparsifier: Sparsifier | None, config: RunConfig, data: Data) -> Figures:
+def _figures(model: nn.Module, sparsifier: Inside | None, config: RunConfig, data: Data) -> Figures:
     chosen = select(model)
     names = [item.name for item in chosen]
     starts = range(0, min(_LOOKED_AT, len(data.train)), config.batch_size)

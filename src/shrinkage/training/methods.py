@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import nn
 
@@ -22,10 +22,13 @@ class Method:
     Attributes:
         title: its name in tables and plots.
         make: from (model, sparsity, optimiser steps, granularity) to a sparsifier; None: plain training.
+        removes: what its target is a share of: ``weights``, or the parameters of a network that loses ``neurons``. With
+            ``precision`` weights are from a finite set, and there is no target.
     """
 
     title: str
     make: Make | None
+    removes: Literal["weights", "neurons", "precision"] = "weights"
 
 
 class Make(Protocol):
@@ -61,6 +64,8 @@ METHODS: dict[str, Method] = {
     "str": Method("STR", _living(shrinkage.STR)),
     "soft-topk": Method("Soft top-k", _living(shrinkage.SoftTopK)),
     "movement": Method("Movement", _living(shrinkage.Movement)),
+    "noiseout": Method("NoiseOut", None, removes="neurons"),
+    "conntra": Method("CoNNTrA", None, removes="precision"),
     "dense": Method("Dense", None),
 }
 """The methods by the name that ``--method`` takes."""

@@ -51,7 +51,11 @@ def _headlines(summary: Summary) -> Sequence[Headline]:
         against = f"dense {dense:.2f} %, {_signed(summary.accuracy - dense)} points"
     return [
         Headline("Test accuracy", f"{summary.accuracy:.2f} %", against),
-        Headline("Zeros", f"{100 * summary.sparsity:.2f} %", f"{summary.zeros:,} of {summary.weights:,} weights"),
+        Headline(
+            "Weights gone" if METHODS[summary.method].removes == "neurons" else "Zeros",
+            f"{100 * summary.sparsity:.2f} %",
+            f"{summary.zeros:,} of {summary.weights:,} weights",
+        ),
         Headline("Size", _bytes(summary.bytes), _saving(summary.dense_bytes, summary.bytes, _bytes)),
         Headline("MACs", _count(summary.macs), _saving(summary.dense_macs, summary.macs, _count)),
     ]

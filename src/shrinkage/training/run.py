@@ -17,12 +17,15 @@ from torch import nn
 
 from shrinkage.core.errors import InputError
 from shrinkage.core.footprint import Footprint, footprint
+from shrinkage.core.selection import select
 from shrinkage.data import Data, load
+from shrinkage.deploy.surgery import reshape_like
 from shrinkage.models import build
 from shrinkage.training import folder as folders
 from shrinkage.training import outcome as outcomes
 from shrinkage.training.callbacks import Row
 from shrinkage.training.config import RunConfig, read_yaml, resolve
+from shrinkage.training.discrete import fit_discrete, packed_bytes
 from shrinkage.training.files import write
 from shrinkage.training.fit import assemble, fit
 from shrinkage.training.folder import RunFolder
@@ -134,7 +137,14 @@ def inspect(path: Path) -> Footprint:
     return footprint(model, torch.zeros(1, *summary.input_shape))
 
 
-def _run(config: RunConfig, data: Data, folder: RunFolder, command: str, tell: Tell, progress: bool) -> Summary:
+def _run(
+    config: RunConfig,
+    data: Data,
+    folder: RunFolder,
+    command: str,
+    tell: Tell,
+    progress: bool,
+) -> Summary:
     # The method comes first: whoever stops during the comparison has what they came for.
     if config.devices > 1:
         os.environ[_FOLDER] = str(folder.path.resolve())
@@ -143,7 +153,8 @@ def _run(config: RunConfig, data: Data, folder: RunFolder, command: str, tell: T
     for method in _methods(config):
         path = folder.outcome(method)
         if not path.is_file():
-            model, outcome = fit(
+            train_one = fit_discrete if METHODS[method].removes == "precision" else fit
+            model, outcome = train_one(
                 config,
                 method,
                 data,
@@ -173,7 +184,15 @@ def _take_part() -> None:
     data = _load(config)
     for method in _methods(config):
         if not folder.outcome(method).is_file():
-            fit(config, method, data, folder.checkpoints(method), publish=_ignore, tell=_ignore, progress=False)
+            fit(
+                config,
+                method,
+                data,
+                folder.checkpoints(method),
+                publish=_ignore,
+                tell=_ignore,
+                progress=False,
+            )
     sys.exit()
 
 
@@ -184,11 +203,17 @@ def _ignore(what: object) -> None:
 def _methods(config: RunConfig) -> Iterator[str]:
     """What is to be trained, in this order."""
     yield config.method
-    if config.compare_dense and METHODS[config.method].make is not None:
+    if config.compare_dense and config.method != "dense":
         yield "dense"
 
 
-def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, done: dict[str, Outcome]) -> Summary:
+def _conclude(
+    config: RunConfig,
+    data: Data,
+    folder: RunFolder,
+    command: str,
+    done: dict[str, Outcome],
+) -> Summary:
     """Write the summary, the metrics and the report of what has been trained so far."""
     model = _restore(folder, config, data)
     ledger = footprint(model, torch.zeros(1, *data.input_shape))
@@ -196,7 +221,13 @@ def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, do
     dense = done.get("dense") if config.method != "dense" else None
     zeros = sum(layer.zeros for layer in outcome.figures.layers)
     weights = sum(layer.weights for layer in outcome.figures.layers)
-    total = ledger.total
+    total = whole = ledger.total
+    if METHODS[config.method].removes == "neurons":  # what is gone counts as zeros
+        with torch.random.fork_rng(devices=[]):
+            begun = build(config.model, data)
+        whole = footprint(begun, torch.zeros(1, *data.input_shape)).total
+        begun_with = sum(begun.get_parameter(item.name).numel() for item in select(begun))
+        zeros, weights = zeros + begun_with - weights, begun_with
     summary = Summary(
         data=config.data,
         model=config.model,
@@ -208,12 +239,12 @@ def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, do
         sparsity=zeros / weights,
         zeros=zeros,
         weights=weights,
-        parameters=total.parameters,
+        parameters=whole.parameters,
         nonzeros=total.nonzeros,
-        bytes=total.sparse_bytes,
-        dense_bytes=total.dense_bytes,
+        bytes=packed_bytes(model) if METHODS[config.method].removes == "precision" else total.sparse_bytes,
+        dense_bytes=whole.dense_bytes,
         macs=total.effective_macs,
-        dense_macs=total.macs,
+        dense_macs=whole.macs,
         macs_target=config.macs if config.method != "dense" else None,
         epochs=config.epochs,
         seed=config.seed,
@@ -230,7 +261,11 @@ def _conclude(config: RunConfig, data: Data, folder: RunFolder, command: str, do
 
 
 def _publisher(
-    config: RunConfig, method: str, done: dict[str, Outcome], folder: RunFolder, tell: Tell | None
+    config: RunConfig,
+    method: str,
+    done: dict[str, Outcome],
+    folder: RunFolder,
+    tell: Tell | None,
 ) -> Callable[[list[Row]], None]:
     """Writes the metrics after each epoch and, without a progress bar, tells of it."""
     before = {other: outcome.rows for other, outcome in done.items()}
@@ -274,7 +309,10 @@ def _restore(folder: RunFolder, config: RunConfig, task: Data | Summary) -> nn.M
     with torch.random.fork_rng(devices=[]):
         model = build(config.model, task)
     try:
-        model.load_state_dict(safetensors.torch.load_file(folder.model))
+        saved = safetensors.torch.load_file(folder.model)
+        if METHODS[config.method].removes == "neurons":
+            reshape_like(model, saved)
+        model.load_state_dict(saved)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder.model} is truncated or damaged: {error}") from error
     except RuntimeError as error:

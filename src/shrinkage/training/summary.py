@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from shrinkage.core.tables import render
+from shrinkage.training.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Summary:
         weights: how many it works on.
         parameters: of the whole network.
         nonzeros: of those, how many are not zero.
-        bytes: of the network with its zeros left out; ``dense_bytes`` with them.
+        bytes: of the network with its zeros left out, or its weights packed; ``dense_bytes`` as it was to begin with.
         macs: multiplications for one example with the zeros left out; ``dense_macs`` with them.
         macs_target: the share of them that was to be left at most; None where a sparsity was asked for.
         epochs: passes over the training images.
@@ -95,7 +96,10 @@ class Summary:
         ]
         if self.val_accuracy is not None:
             rows.insert(1, ["validation accuracy", f"{self.val_accuracy:.2f} %", None])
-        title = f"{self.model} on {self.data}, {self.method}: {self.sparsity:.2%} of {self.weights:,} weights are zero"
+        state = "gone" if METHODS[self.method].removes == "neurons" else "zero"
+        title = (
+            f"{self.model} on {self.data}, {self.method}: {self.sparsity:.2%} of {self.weights:,} weights are {state}"
+        )
         if self.macs_target is not None:
             title += f"\n{self.macs / self.dense_macs:.2%} of the MACs are left, {self.macs_target:.2%} were asked for"
         return render(["", self.method, "dense"], rows, title=title)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from shrinkage.core.errors import StateError
 from shrinkage.data import Data
+from shrinkage.deploy.surgery import reshape_like
 from shrinkage.training.config import RunConfig
 from shrinkage.training.recipes import OPTIMIZERS, SCHEDULES
 
@@ -47,6 +48,11 @@ class Classifier(LightningModule):
         optimizer = OPTIMIZERS[config.optimizer](self.model.parameters(), config.lr, config.weight_decay)
         factor, steps = SCHEDULES[config.schedule], config.epochs * len(self._losses)
         return [optimizer], [LambdaLR(optimizer, lambda step: factor(step / steps))]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Be as small as the network that was saved, if neurons had left it."""
+        saved = {name.removeprefix("model."): value for name, value in checkpoint["state_dict"].items()}
+        reshape_like(self.model, saved)
 
     def on_fit_start(self) -> None:
         """Keep the losses where they are computed: nothing waits for the device at each step."""

@@ -1,0 +1,443 @@
+r"""NoiseOut: neurons that say the same are folded into one, and noise outputs make them say the same.
+
+Of two neurons with activations :math:`h_A \approx a\,h_B + b` one is enough. Every reader :math:`k` of both takes the
+first one's part over,
+
+.. math:: w_{kB} \leftarrow w_{kB} + a\,w_{kA}, \qquad \beta_k \leftarrow \beta_k + b\,w_{kA}, \qquad
+    a = \frac{\operatorname{cov}(h_A, h_B)}{\operatorname{var}(h_B)}, \quad b = \bar h_A - a\,\bar h_B
+
+and neuron A leaves the network with its row and column. With :math:`|\rho| = 1` the function is the same but for
+rounding. A constant neuron goes into the biases alone. In training, further outputs beside the model's own are asked
+for random numbers that nobody can know: that drives correlations up (see :mod:`shrinkage.pruning.noise`).
+
+Source: Babaeizadeh, Smaragdis, Campbell, "NoiseOut: A Simple Way to Prune Neural Networks", 2016, arXiv 1611.06211.
+The paper's stop rule, its choice between the two of a pair and the parameters of its noise are not known here. Chosen
+instead: of a pair the neuron goes that its readers hear less of; layers compare by :math:`|\rho|` itself; many pairs
+go in a round, and a neuron that has taken others over may itself be folded later; a round that costs too much is
+taken back and tried again with half as many. The default, ``by="error"``, is not the paper's: it weighs what a pair
+does not share by how much of it is heard (see :mod:`shrinkage.pruning.partners`). Channels of convolutions are compared
+over all positions. Where padding, or a layer without a bias, lets no constant in, :math:`b = 0` and moments about
+zero are used, which stays exact.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self, get_args
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree
+
+from shrinkage.core.errors import InputError, StateError, TargetError
+from shrinkage.core.hooks import unwrap_optimizer
+from shrinkage.core.selection import unwrap
+from shrinkage.deploy.rework import Arguments
+from shrinkage.deploy.surgery import reshape_like
+from shrinkage.deploy.tracing import arguments, stored
+from shrinkage.pruning.correlation import Relation, mean_correlation
+from shrinkage.pruning.foldable import Foldable, Group, head_of, removable
+from shrinkage.pruning.measure import measure
+from shrinkage.pruning.noise import Gaussian, Noise, NoiseOutputs
+from shrinkage.pruning.partners import By, Candidates, Step, Stock, choose
+from shrinkage.pruning.quota import quota_of, whole
+from shrinkage.pruning.removal import Snapshot, energy, folded, remove, shifts_of
+from shrinkage.pruning.rounds import Score, Train, to_target, while_good
+from shrinkage.pruning.shrunk import Fold, Shrunk, Units
+
+_FORMAT = 1
+_NOISE = Gaussian()
+
+
+class NoiseOut:
+    """Fold correlated neurons and channels into one another, and take them out of the model and its optimisers.
+
+    Args:
+        model: the network, changed in place by :meth:`prune` and :meth:`run`; parameters stay the same objects, names
+            and classes stay. Wrappers of ``torch.compile`` are looked through.
+        example: an input, as for :func:`~shrinkage.compact`.
+        noise: what the noise outputs are asked for: :class:`Gaussian`, :class:`Binomial`, :class:`Constant`, anything
+            with their ``draw``; ``None`` for no such outputs.
+        outputs: how many of them, at least 1.
+        strength: of the noise loss, the mean squared error, beside the user's; greater than 0.
+        head: path of the linear layer beside which they live; by default the last that runs.
+        by: how pairs compare: ``"error"`` by what the fold leaves unexplained in the neuron's readers,
+            ``"correlation"`` by :math:`|ρ|` alone, as in the paper.
+        exclude: layers that keep all their neurons, by name or shell pattern.
+        seed: of the noise and the first weights of its outputs; the global random state is left alone.
+
+    Raises:
+        InputError: for arguments that cannot work, a model that cannot be traced, a head that cannot be widened.
+
+    >>> import torch, shrinkage
+    >>> _ = torch.manual_seed(0)
+    >>> net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+    >>> _ = net[0].weight.data[:3].copy_(net[0].weight.data[3:])    # each of the first three says
+    >>> _ = net[0].bias.data[:3].copy_(net[0].bias.data[3:])        # what one of the others says
+    >>> x = torch.randn(100, 4)
+    >>> before = net(x)
+    >>> print(shrinkage.NoiseOut(net, x[:1], noise=None).prune([x], neurons=3))
+    NoiseOut, 47.7% removed
+    layer       neurons  left
+    ──────────  ───────  ────
+    0                 6     3
+    ──────────  ───────  ────
+    neurons           6     3
+    parameters       44    23
+    >>> torch.allclose(net(x), before, atol=1e-6)
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Any,
+        *,
+        noise: Noise | None = _NOISE,
+        outputs: int = 100,
+        strength: float = 1.0,
+        head: str | None = None,
+        by: By = "error",
+        exclude: str | Iterable[str] = (),
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or any(
+            hasattr(parameter, "device_mesh") for parameter in model.parameters()
+        ):
+            raise InputError(
+                f"{type(model).__name__} spreads its parameters or gradients over devices by their sizes, which "
+                "change here: prune on one device, and wrap the smaller model"
+            )
+        if by not in get_args(By):
+            raise InputError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
+        if isinstance(outputs, bool) or not isinstance(outputs, int) or outputs < 1:
+            raise InputError(
+                f"outputs is a whole number of noise outputs, at least 1 (noise=None: none), got {outputs!r}"
+            )
+        if not 0 < strength < math.inf:
+            raise InputError(f"strength must be greater than 0 (noise=None: no noise outputs), got {strength!r}")
+        self._model = unwrap(model)
+        self._inputs = arguments(example)
+        self._by = by
+        self._foldable: Foldable | None
+        self._foldable, self._names = removable(self._model, self._inputs)
+        stay = [group.name for group in self._foldable.groups if group.name not in self._names]
+        self._left = [*stay, *self._foldable.held]
+        self._leave_out([exclude] if isinstance(exclude, str) else list(exclude))
+        self._head = head_of(self._model, self._inputs, head) if noise is not None else ""
+        self._noise, self._outputs, self._strength, self._seed = noise, outputs, strength, seed
+        self._beside: NoiseOutputs | None = None
+        self._pending: Mapping[str, Any] | None = None
+        self._optimizers: list[Optimizer] | None = None
+        self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
+        self._before = self._now()
+
+    # ---- training -------------------------------------------------------------------------------
+
+    def attach(self, *optimizers: Any, scaler: Any = None) -> Self:
+        """Begin: noise outputs train beside the model, and removals reach what the optimisers remember.
+
+        While the model is in training mode its head adds the gradient of the noise loss to that of any loss of the
+        user's. The weights of the noise outputs join the parameter group that trains the head's, until :meth:`finish`.
+
+        Args:
+            optimizers: all that train the model.
+            scaler: the ``GradScaler`` of the training, if there is one.
+
+        Raises:
+            StateError: if it is attached already.
+            InputError: if the head's weight is in none of the optimisers.
+        """
+        if self._optimizers is not None:
+            raise StateError("NoiseOut is attached already; call finish() before attaching elsewhere")
+        inner = list(dict.fromkeys(unwrap_optimizer(optimizer, "NoiseOut") for optimizer in optimizers))
+        if not inner:
+            raise InputError("NoiseOut.attach() needs the optimisers that train the model")
+        if self._noise is not None:
+            head = self._model.get_submodule(self._head)
+            assert isinstance(head, nn.Linear)
+            beside = NoiseOutputs(self._head, head, self._noise, self._outputs, self._strength, self._seed)
+            if self._pending is not None:
+                beside.load_state_dict(self._pending)
+                self._pending = None
+            beside.begin(head, inner, scaler)
+            self._beside = beside
+        self._optimizers = inner
+        return self
+
+    def finish(self) -> Shrunk:
+        """End: noise outputs leave the optimiser and the model, and nothing of them stays.
+
+        Returns:
+            What has been removed since this object was made.
+        """
+        if self._beside is not None:
+            self._beside.end(self._optimizers or [])
+            self._beside = None
+        self._optimizers = None
+        return self.result()
+
+    @property
+    def noise_loss(self) -> float:
+        """The last noise loss, times its strength; NaN where there was none."""
+        return math.nan if self._beside is None else float(self._beside.loss)
+
+    @property
+    def neurons(self) -> dict[str, int]:
+        """How many neurons or channels each layer has now, of those layers that can lose some."""
+        return dict(self._sizes)
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters the model has now."""
+        return sum(parameter.numel() for parameter in self._model.parameters())
+
+    def correlation(self, batches: Iterable[Any]) -> dict[str, float]:
+        """The mean of :math:`|ρ|` over all pairs of neurons of a layer that are not constant.
+
+        Args:
+            batches: inputs, or pairs ``(x, y)``, on the model's device.
+
+        Returns:
+            By layer; NaN where fewer than two neurons vary.
+        """
+        _, groups = self._look()
+        moments = measure(self._model, groups, batches, readers=1)
+        return {group.name: mean_correlation(sums[0]) for group, sums in zip(groups, moments, strict=True)}
+
+    # ---- removal --------------------------------------------------------------------------------
+
+    def prune(
+        self, batches: Iterable[Any], neurons: int | Mapping[str, int] | None = None, *, parameters: int | None = None
+    ) -> Shrunk:
+        """Fold neurons into others and remove them, now. Exactly as many go as are asked for.
+
+        Args:
+            batches: inputs, or pairs ``(x, y)``, on the model's device, that correlations are measured on.
+            neurons: how many go: a number over all layers, or one for each layer by its name.
+            parameters: in place of them, go on until at most so many parameters of the model are left.
+
+        Returns:
+            What went in this call.
+
+        Raises:
+            InputError: for a target that cannot be, or an optimiser whose state cannot be cut.
+            StateError: if an activation is NaN or infinite.
+            TargetError: if fewer can go; nothing is changed then.
+        """
+        quota = quota_of(self._sizes, self.parameters, neurons, parameters)
+        foldable, groups = self._look()
+        stock = Stock([group.sets for group in groups], foldable.dimensions(), foldable.fits, foldable.count)
+        relations = [
+            [Relation(sums, reader.home is not None) for sums, reader in zip(found, group.readers, strict=True)]
+            for found, group in zip(measure(self._model, groups, batches), groups, strict=True)
+        ]
+        candidates = [
+            Candidates(some, energy(self._model, group, some), self._by)
+            for group, some in zip(groups, relations, strict=True)
+        ]
+        if parameters is not None:
+            left = foldable.parameters_left(self._model)
+            steps = choose(candidates, stock, lambda steps: left(stock.kept) <= parameters)
+            if left(stock.kept) > parameters:
+                raise TargetError(
+                    f"{left(stock.kept):,} parameters are left where every layer has one neuron: {parameters:,} "
+                    "cannot be reached"
+                )
+        else:
+            wanted = neurons if isinstance(neurons, int) else sum((neurons or {}).values())
+            steps = choose(candidates, stock, lambda steps: len(steps) == wanted, quota)
+            if len(steps) < wanted:
+                raise TargetError(
+                    f"only {len(steps)} of {wanted} neurons can go: every layer keeps one, and groups of a "
+                    "convolution stay alike"
+                )
+        return self._remove(foldable, groups, relations, steps)
+
+    def run(
+        self,
+        train: Train,
+        batches: Iterable[Any],
+        score: Score | None = None,
+        *,
+        tolerance: float | None = None,
+        neurons: int | None = None,
+        parameters: int | None = None,
+        rounds: int = 10,
+        share: float = 0.2,
+        refusals: int = 3,
+    ) -> Shrunk:
+        """Remove, train, and again, until the budget is met.
+
+        With a tolerance a round removes a share of the neurons that are left. After the recovery training the
+        score may be lower than at the beginning by the tolerance; else the round is taken back, with the optimisers'
+        memory, and the share is halved. It ends after so many refusals, or when one neuron is too much.
+
+        Args:
+            train: is given the model, and trains it for a while: the recovery after each removal.
+            batches: what correlations are measured on; gone through once a round, so a list or a loader.
+            score: is given the model and says how good it is on held-out data, the higher the better.
+            tolerance: how much of the score may be lost, at least 0.
+            neurons: in place of it, how many go in all, exactly.
+            parameters: in place of both, how many may be left at most.
+            rounds: removals for ``neurons`` and ``parameters``; each removes the same share of what is left.
+            share: of the neurons that the first rounds remove for a tolerance, in (0, 1).
+            refusals: of rounds, at least 1, after which it ends.
+
+        Returns:
+            What went, and the rounds.
+
+        Raises:
+            InputError: for a budget that cannot be.
+            StateError: if the score is not a finite number.
+            TargetError: if fewer can go than are asked for.
+        """
+        if sum(each is not None for each in (tolerance, neurons, parameters)) != 1:
+            raise InputError("run() needs one budget: tolerance=0.5 (of the score), neurons=100 or parameters=50_000")
+        if iter(batches) is batches:
+            raise InputError("run() goes through the batches once a round: pass a list or a loader, not a generator")
+        before = self._now()
+        if tolerance is not None:
+            if score is None or not 0 <= tolerance < math.inf:
+                raise InputError(
+                    f"a tolerance (of at least 0, got {tolerance!r}) needs score=, a function of the model"
+                )
+            if not 0 < share < 1:
+                raise InputError(f"share is of the neurons that are left, in (0, 1), got {share!r}")
+            whole("refusals", refusals, 1, 1000, "of rounds taken back")
+            done = while_good(self, self._model, train, batches, score, tolerance, share, refusals)
+        else:
+            quota_of(self._sizes, self.parameters, neurons, parameters)
+            whole("rounds", rounds, 1, 100_000, "of removals")
+            done = to_target(self, self._model, train, batches, score, neurons, parameters, rounds)
+        rounds_done = tuple(done)
+        return replace(self.result(before), rounds=rounds_done)
+
+    def mark(self) -> Callable[[], None]:
+        """Remember the model, the optimisers' memory and the noise outputs as they are.
+
+        Returns:
+            What goes back there when it is called.
+        """
+        optimizers, beside, sizes = self._optimizers or [], self._beside, dict(self._sizes)
+        snapshot = Snapshot.of(self._model, optimizers)
+        noise = None if beside is None else beside.state_dict()
+
+        def back() -> None:
+            snapshot.restore(self._model, optimizers)
+            if beside is not None and noise is not None:
+                beside.restore(noise)
+            self._sizes, self._foldable = dict(sizes), None
+
+        return back
+
+    # ---- checkpoints ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the model's and the optimisers' state: shapes, noise outputs, generator."""
+        return {
+            "format": _FORMAT,
+            "shapes": {name: list(tensor.shape) for name, tensor in stored(self._model).items()},
+            "before": [dict(self._before[0]), self._before[1]],
+            "noise": None if self._beside is None else self._beside.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state: the model shrinks to the shapes that it had.
+
+        Then load the model's state, build the optimiser, attach, and load the optimiser's state.
+
+        Raises:
+            InputError: if the state is not of this method, or of a model that this one cannot be shrunk to.
+            StateError: if it is attached already.
+        """
+        if state.get("format") != _FORMAT or "shapes" not in state:
+            raise InputError(f"this is not the state of NoiseOut (format {state.get('format')}, needs {_FORMAT})")
+        if self._optimizers is not None:
+            raise StateError("load the state of NoiseOut before attach(): optimisers are built for the smaller model")
+        reshape_like(self._model, state["shapes"])
+        self._foldable = None
+        self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
+        self._before = dict(state["before"][0]), int(state["before"][1])
+        self._pending = state["noise"]
+
+    # ---- parts ----------------------------------------------------------------------------------
+
+    def _leave_out(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            if not fnmatch.filter(self._names, pattern):
+                raise InputError(
+                    f"exclude={pattern!r} matches no layer that can lose neurons: {', '.join(self._names)}"
+                )
+        self._names = [n for n in self._names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+        if not self._names:
+            stay = f" ({', '.join(self._left)} cannot)" if self._left else ""
+            raise InputError(
+                f"{type(self._model).__name__} has no layer that can lose neurons{stay}: neurons and channels can go "
+                "that linear layers and convolutions write and read, with element-wise operations, BatchNorm and "
+                "pooling between"
+            )
+
+    def _look(self) -> tuple[Foldable, list[Group]]:
+        foldable = self._foldable or Foldable(self._model, _moved(self._inputs, self._model))
+        self._foldable = foldable  # as long as nothing is removed
+        found = {group.name: group for group in foldable.groups}
+        return foldable, [found[name] for name in self._names]
+
+    def _remove(
+        self,
+        foldable: Foldable,
+        groups: Sequence[Group],
+        relations: Sequence[Sequence[Relation]],
+        steps: Sequence[Step],
+    ) -> Shrunk:
+        before = self._now()
+        shifts: dict[str, Tensor] = {}
+        beside = self._beside
+        extra: tuple[Tensor, Tensor] | None = None
+        for index, (group, some) in enumerate(zip(groups, relations, strict=True)):
+            mine = [step for step in steps if step.group == index]
+            if not mine:
+                continue
+            for name, shift in shifts_of(self._model, group.readers, mine, some).items():
+                shifts[name] = shifts.get(name, 0) + shift
+            for reader, relation in zip(group.readers, some, strict=True):
+                if beside is not None and reader.path == beside.path:
+                    change, constant = folded(beside.weight, reader.dim, reader.columns, mine, relation)
+                    extra = (change, constant) if extra is None else (extra[0] + change, extra[1] + constant)
+        gone = [int(groups[step.group].sets[step.unit]) for step in steps]
+        plan = foldable.plan(gone, shifts)
+        remove(self._model, plan, self._optimizers or [])
+        self._foldable = None
+        if beside is not None and extra is not None:
+            beside.shrink(*extra, plan.cuts[f"{beside.path}.weight"][1], self._optimizers or [])
+        names = [group.name for group in groups]
+        for step in steps:
+            self._sizes[names[step.group]] -= 1
+        folds = [Fold(names[s.group], s.unit, s.partner, math.sqrt(s.explained)) for s in steps]
+        return replace(self.result(before), folds=tuple(folds))
+
+    def _now(self) -> tuple[dict[str, int], int]:
+        return self.neurons, self.parameters
+
+    def result(self, before: tuple[Mapping[str, int], int] | None = None) -> Shrunk:
+        """What has been removed, by default since this object was made."""
+        sizes, parameters = before or self._before
+        return Shrunk(
+            "NoiseOut",
+            {name: Units(sizes[name], count) for name, count in self._sizes.items()},
+            Units(parameters, self.parameters),
+            left=tuple(self._left),
+        )
+
+
+def _moved(inputs: Arguments, model: nn.Module) -> Arguments:
+    """The example where the model is now."""
+    device = next(model.parameters()).device
+    moved: Arguments = _pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
+    return moved
