@@ -190,6 +190,23 @@ class Comparison(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(text))
 
 
+class Outcome(SphinxDirective):
+    """Tables that a reproduction has written: the file's name under ``results/``, and which of them; without, all."""
+
+    required_arguments = 1
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Read the committed tables."""
+        path = RESULTS / f"{self.arguments[0]}.md"
+        self.env.note_dependency(str(path))
+        blocks = path.read_text(encoding="utf-8").strip().split("\n\n")
+        if len(self.arguments) == 2:  # a title and a table each
+            place = 2 * (int(self.arguments[1]) - 1)
+            blocks = blocks[place : place + 2]
+        return self.parse_text_to_nodes("\n\n".join(blocks))
+
+
 class Published(SphinxDirective):
     """The paper's figures beside those of this library, where they have been run."""
 
@@ -252,6 +269,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("measured", Measured)
     app.add_directive("command-help", Help)
     app.add_directive("comparison", Comparison)
+    app.add_directive("outcome", Outcome)
     app.add_directive("parts", Parts)
     app.add_directive("published", Published)
     app.add_directive("entrants", Entrants)

@@ -9,7 +9,8 @@ import torch
 from shrinkage.core.errors import InputError, StateError
 from shrinkage.reproduce import shrinking
 from shrinkage.reproduce.lines import Lines
-from shrinkage.reproduce.noiseout import Evidence, Runner, _evidence, reproduce
+from shrinkage.reproduce.noiseout import Evidence, _evidence, reproduce
+from shrinkage.reproduce.runner import Runner
 from shrinkage.reproduce.shrinking import Part, Trial, run
 
 CPU = torch.device("cpu")
@@ -52,10 +53,8 @@ def test_a_network_from_scratch_begins_as_wide_as_it_is(tiny):
     assert 0.1 < reach <= 0.5  # 1 / √4, not 1 / √100
 
 
-class Inline(Runner):
-    def _run(self, trials):
-        for trial in trials:
-            self.lines.add(trial.settings(), {**fake(trial), "seconds": 0.0})
+def runner(lines, said):
+    return Runner(lines, fake, lambda trial: trial.method, lambda outcome: "done", 1, said.append)
 
 
 def fake(trial):
@@ -69,13 +68,14 @@ def fake(trial):
         "shapes": {"w": [3, left]},
         "correlation": [{"1": 0.1, "3": 0.2}, {"1": 0.15, "3": 0.25}],
         "removals": [],
+        "seconds": 0.0,
     }
 
 
 def test_evidence_is_paired_and_prints(tiny, tmp_path):
     said = []
     with Lines(tmp_path / "tiny.jsonl", {"device": "cpu"}, said.append) as lines:
-        found = _evidence("tiny", TINY, Inline(lines, None, CPU, 1, said.append))
+        found = _evidence("tiny", TINY, runner(lines, said))
     assert isinstance(found, Evidence)
     assert found.lead(0.1) == [1.0]
     text = str(found)
@@ -92,7 +92,7 @@ def test_evidence_is_paired_and_prints(tiny, tmp_path):
     json.dumps(found.to_dict())
     count = len((tmp_path / "tiny.jsonl").read_text().splitlines())
     with Lines(tmp_path / "tiny.jsonl", {"device": "cpu"}, said.append) as lines:
-        _evidence("tiny", TINY, Inline(lines, None, CPU, 1, said.append))
+        _evidence("tiny", TINY, runner(lines, said))
     assert len((tmp_path / "tiny.jsonl").read_text().splitlines()) == count
 
 

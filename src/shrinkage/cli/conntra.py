@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -30,11 +31,14 @@ def conntra(
     out: Annotated[
         Path, typer.Option(show_default=False, help="Folder for results. [default: runs/reproduce-conntra]")
     ] = Path("runs/reproduce-conntra"),
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time. [default: as many as processors]")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Compare ternary networks trained by CoNNTrA with backpropagation in double precision.
 
-    What is interrupted goes on with the training it was in when the command is given again.
+    What is interrupted goes on where it stood when the command is given again.
     """
     with reported(debug, []):
         from shrinkage.core.errors import InputError
@@ -45,7 +49,8 @@ def conntra(
         usual = ["iris", "digits", *(["mnist-10000"] if data_dir else [])] if quick else ["iris", "mnist"]
         if features is not None and not part:
             usual = ["features"]
-        tables = reproduce(part or usual, out, data_dir=data_dir, features=features, tell=say)
-        for table in tables:
-            echo(f"\n{table}")
-        echo(f"\nresults {out / 'conntra.jsonl'}\nplot    {out / 'conntra.svg'}")
+        at_a_time = processes or os.cpu_count() or 1
+        found = reproduce(part or usual, out, data_dir=data_dir, features=features, processes=at_a_time, tell=say)
+        for comparison in found:
+            echo(f"\n{comparison}")
+        echo(f"\nresults in {out}\nplot    {out / 'conntra.svg'}")

@@ -56,6 +56,25 @@ def render(header: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     return "\n".join(lines if title is None else [title, *lines])
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """The same cells as a table in Markdown; an empty row is left out.
+
+    >>> print(markdown(["layer", "weights"], [["conv", 864], [], ["total", 1864]]))
+    | layer | weights |
+    | --- | ---: |
+    | conv | 864 |
+    | total | 1,864 |
+    """
+    filled = [row for row in rows if row]
+    right = [_is_numeric([row[column] for row in filled], leading=column == 0) for column in range(len(header))]
+    lines = [
+        header,
+        ["---:" if flush else "---" for flush in right],
+        *([_cell(cell) for cell in row] for row in filled),
+    ]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
 def _cell(value: object) -> str:
     if value is None:
         return "–"

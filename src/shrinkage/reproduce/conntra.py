@@ -1,13 +1,13 @@
 """The evidence for CoNNTrA: ternary networks on Iris and MNIST against backpropagation in double precision.
 
-Every training is one line of JSON in ``OUT/conntra.jsonl``, written when it is done; what is there is not run again.
+Every training is one line of JSON in ``OUT/PART.jsonl``, written when it is done; what is there is not run again.
 """
 
 from __future__ import annotations
 
+import difflib
+import functools
 import io
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.core.errors import InputError, require
-from shrinkage.core.tables import render
 from shrinkage.data import load
 from shrinkage.discrete import CoNNTrA
 from shrinkage.discrete.trainer import Variant
 from shrinkage.models import build
+from shrinkage.reproduce.lines import Lines
 from shrinkage.reproduce.loop import one_thread
 from shrinkage.reproduce.rivals import backpropagation, straight_through
+from shrinkage.reproduce.runner import Outcome, Runner
+from shrinkage.reproduce.sheets import Sheet, mean, save
 from shrinkage.training.files import write
 from shrinkage.training.summary import versions
 
@@ -35,6 +37,9 @@ METHODS = {
     "backprop": "backpropagation, double precision",
     "straight-through": "straight-through, ternary",
 }
+RECIPE = 1
+"""Counts up when the same settings come to mean another training."""
+
 _SPLIT = 30  # of Iris' 150 examples, to test on
 
 
@@ -99,27 +104,55 @@ TASKS: Mapping[str, Task] = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """What one training gave.
+class Trial:
+    """The settings of one training.
 
     Attributes:
-        task, method, seed: which one.
-        recipe: the task's settings and the versions that it was run with.
-        train_error, test_error: in percent.
-        bytes: of weights, biases and scales as the method stores them.
-        weights: how many there are, biases included.
-        seconds: of training.
+        task: one of :data:`TASKS`.
+        method: one of :data:`METHODS`.
+        seed: of weights, order and, for Iris, the split.
     """
 
     task: str
     method: str
     seed: int
-    recipe: dict[str, Any]
-    train_error: float
-    test_error: float
-    bytes: int
-    weights: int
-    seconds: float
+
+    def settings(self) -> dict[str, Any]:
+        """As plain values; what the task says belongs to them."""
+        return {**asdict(self), **asdict(TASKS[self.task])}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outcomes of a task; prints as a table.
+
+    Attributes:
+        task: its name.
+        outcomes: by method; see :func:`run`.
+    """
+
+    task: str
+    outcomes: Mapping[str, Sequence[Outcome]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {"task": self.task, "outcomes": {method: list(found) for method, found in self.outcomes.items()}}
+
+    def sheet(self) -> Sheet:
+        """As a table."""
+        rows: list[list[object]] = []
+        for method, found in self.outcomes.items():
+            size, double = found[0]["bytes"], 8 * found[0]["weights"]
+            errors = (mean([each[key] for each in found]) for key in ("train_error", "test_error"))
+            seconds = statistics.mean(each["seconds"] for each in found)
+            rows.append([METHODS[method], *errors, size, f"{double / size:.1f} ×", f"{seconds:.1f}"])
+        header = ["method", "training error, %", "test error, %", "bytes", "smaller than double", "seconds"]
+        seeds = len(self.outcomes["conntra"])
+        several = f" (mean ± standard error of {seeds})" if seeds > 1 else ""
+        return Sheet(f"{TASKS[self.task].title}{several}", header, rows)
+
+    def __str__(self) -> str:
+        return str(self.sheet())
 
 
 Sets = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -131,63 +164,68 @@ def reproduce(
     *,
     data_dir: Path | None,
     features: Path | None = None,
+    processes: int,
     tell: Callable[[str], None],
-) -> list[str]:
+) -> list[Comparison]:
     """Run tasks, or what is missing of them.
 
     Args:
         names: of the tasks.
-        out: folder for ``conntra.jsonl`` and ``conntra.svg``.
+        out: folder for ``NAME.jsonl``, ``NAME.md`` and ``conntra.svg``.
         data_dir: folder with MNIST.
         features: for the task ``features``: an ``.npz`` file with ``x``, ``y``, ``x_test`` and ``y_test``.
-        tell: receives what a person should know.
-
-    Returns:
-        A table a task.
+        processes: trainings at a time.
+        tell: receives what a person should know, a line at a time.
 
     Raises:
-        InputError: for a task that does not exist, or data that cannot be read.
+        InputError: for a task that does not exist, or data or a folder that cannot be used.
+        StateError: if another process is adding to the same results.
     """
     for name in names:
         if name not in TASKS:
-            raise InputError(f"there is no part {name!r}; there are {', '.join(TASKS)}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}") from error
-    path = out / "conntra.jsonl"
-    known = _read(path)
-    tables, found = [], []
+            near = difflib.get_close_matches(name, TASKS, 1, 0.0)[0]
+            raise InputError(f"there is no part {name!r}; did you mean {near!r}? ({', '.join(TASKS)})")
+    present = {package: versions().get(package) for package in ("shrinkage", "torch")}
+    comparisons = []
     for name in names:
-        lines = []
-        for method in METHODS:
-            for seed in range(TASKS[name].seeds):
-                line = known.get((name, method, seed, json.dumps(_recipe(name, features))))
-                if line is None:
-                    line = run(name, method, seed, data_dir, features)
-                    _append(path, line)
-                    tell(f"{name}, {method}, seed {seed}: {line.test_error:.2f} % error, {line.seconds:.1f} s")
-                lines.append(line)
-        tables.append(table(name, lines))
-        found += lines
-    bars(found, out / "conntra.svg")
-    return tables
+        tell(f"{name}: {TASKS[name].title}")
+        _prepare(TASKS[name], 0, data_dir, features)  # what is wrong with the data is said once
+        origin = {**present, "recipe": RECIPE, "features": None if features is None else str(features)}
+        with Lines(out / f"{name}.jsonl", origin, tell) as lines:
+            work = functools.partial(run, data_dir=data_dir, features=features)
+            runner = Runner(lines, work, _title, _score, processes, tell)
+            seeds = range(TASKS[name].seeds)
+            trials = [Trial(name, method, seed) for method in METHODS for seed in seeds]
+            outcomes = runner.all(trials)
+        by_method = {
+            method: [outcome for trial, outcome in zip(trials, outcomes, strict=True) if trial.method == method]
+            for method in METHODS
+        }
+        comparisons.append(Comparison(name, by_method))
+        save([comparisons[-1].sheet()], out / f"{name}.md")
+    bars(comparisons, out / "conntra.svg")
+    return comparisons
 
 
-def run(name: str, method: str, seed: int, data_dir: Path | None, features: Path | None = None) -> Line:
-    """Train one network on one thread."""
-    task = TASKS[name]
+def run(trial: Trial, data_dir: Path | None, features: Path | None = None) -> Outcome:
+    """Train one network on one thread.
+
+    Returns:
+        ``train_error`` and ``test_error`` in percent; ``bytes`` of weights, biases and scales as the method stores
+        them; ``weights``, how many there are, biases included; ``seconds`` of training.
+    """
+    task, seed = TASKS[trial.task], trial.seed
     with one_thread():
         make, sets = _prepare(task, seed, data_dir, features)
         x, y, x_test, y_test = sets
         torch.manual_seed(seed)
         begin = time.perf_counter()
-        if method == "conntra":
+        if trial.method == "conntra":
             net, stored = _conntra(task, make, x, y, seed)
         else:
             rival = {"epochs": task.epochs, "batch": task.batch, "lr": task.lr, "seed": seed}
             net = make()
-            if method == "backprop":
+            if trial.method == "backprop":
                 backpropagation(net, x, y, dtype=torch.float64, **rival)  # type: ignore[arg-type]
                 stored = sum(parameter.nbytes for parameter in net.parameters())
             else:
@@ -197,9 +235,21 @@ def run(name: str, method: str, seed: int, data_dir: Path | None, features: Path
                     for parameter in net.parameters()
                 )
         seconds = time.perf_counter() - begin
-        weights = sum(parameter.numel() for parameter in net.parameters())
-        errors = _error(net, x, y), _error(net, x_test, y_test)
-    return Line(name, method, seed, _recipe(name, features), *errors, stored, weights, round(seconds, 2))
+        return {
+            "train_error": _error(net, x, y),
+            "test_error": _error(net, x_test, y_test),
+            "bytes": stored,
+            "weights": sum(parameter.numel() for parameter in net.parameters()),
+            "seconds": round(seconds, 2),
+        }
+
+
+def _title(trial: Trial) -> str:
+    return f"{METHODS[trial.method]}, seed {trial.seed}"
+
+
+def _score(outcome: Mapping[str, Any]) -> str:
+    return f"{outcome['test_error']:.2f} % error, {outcome['seconds']:.1f} s"
 
 
 def _conntra(task: Task, make: Callable[[], nn.Module], x: Tensor, y: Tensor, seed: int) -> tuple[nn.Module, int]:
@@ -264,36 +314,18 @@ def _error(net: nn.Module, x: Tensor, y: Tensor) -> float:
     return 100 * wrong / len(y)
 
 
-def table(name: str, lines: Sequence[Line]) -> str:
-    """Means over the seeds, with their standard errors."""
-    rows: list[list[object]] = []
-    for method, title in METHODS.items():
-        mine = [line for line in lines if line.method == method]
-        size, seconds = mine[0].bytes, statistics.mean(line.seconds for line in mine)
-        double = 8 * mine[0].weights
-        errors = (_spread([line.train_error for line in mine]), _spread([line.test_error for line in mine]))
-        rows.append([title, *errors, size, f"{double / size:.1f} ×", f"{seconds:.1f}"])
-    header = ["method", "training error, %", "test error, %", "bytes", "smaller than double", "seconds"]
-    return render(header, rows, title=f"{TASKS[name].title}, {TASKS[name].seeds} seed(s)")
-
-
-def _spread(values: Sequence[float]) -> str:
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{error}"
-
-
-def bars(lines: Sequence[Line], path: Path) -> None:
+def bars(comparisons: Sequence[Comparison], path: Path) -> None:
     """Test errors, a group of bars a task.
 
     Raises:
         MissingExtra: if matplotlib is not installed.
     """
     plt: Any = require("matplotlib.pyplot", "reproduce")
-    names = list(dict.fromkeys(line.task for line in lines))
+    names = [comparison.task for comparison in comparisons]
     with plt.rc_context({"svg.hashsalt": "shrinkage", "font.size": 9, "axes.spines.top": False}):
         figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
         for index, (method, colour) in enumerate(zip(METHODS, ("#c2410c", "#6b7280", "#1d4ed8"), strict=True)):
-            groups = [[line.test_error for line in lines if (line.task, line.method) == (n, method)] for n in names]
+            groups = [[each["test_error"] for each in found.outcomes[method]] for found in comparisons]
             places = [place + 0.27 * (index - 1) for place in range(len(names))]
             errors = [statistics.stdev(group) / len(group) ** 0.5 if len(group) > 1 else 0 for group in groups]
             heights = [statistics.mean(group) for group in groups]
@@ -305,38 +337,3 @@ def bars(lines: Sequence[Line], path: Path) -> None:
         figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
     write(path, text.getvalue())
-
-
-def _recipe(name: str, features: Path | None) -> dict[str, Any]:
-    found = versions()
-    settings = {**asdict(TASKS[name]), "phases": [asdict(phase) for phase in TASKS[name].phases]}
-    return {
-        **settings,
-        "features": None if features is None else str(features),
-        **{package: found.get(package) for package in ("shrinkage", "torch")},
-    }
-
-
-def _read(path: Path) -> dict[tuple[str, str, int, str], Line]:
-    """Lines that are there; a half-written one is passed over."""
-    found = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            line = Line(**json.loads(text))
-        except (ValueError, TypeError):
-            continue
-        found[line.task, line.method, line.seed, json.dumps(line.recipe)] = line
-    return found
-
-
-def _append(path: Path, line: Line) -> None:
-    """On the disk when this returns; a line that was cut off before is ended first."""
-    with path.open("a+b") as file:
-        file.seek(0, os.SEEK_END)
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(json.dumps(asdict(line)).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())

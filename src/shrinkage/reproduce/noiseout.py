@@ -6,11 +6,10 @@ Every training is a line of JSON in ``OUT/PART.jsonl``; what is there is not run
 from __future__ import annotations
 
 import difflib
+import functools
 import math
-import multiprocessing
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 
 from shrinkage.core.errors import InputError
-from shrinkage.core.tables import render
 from shrinkage.reproduce.lines import Lines
+from shrinkage.reproduce.runner import Outcome, Runner
+from shrinkage.reproduce.sheets import Sheet, mean, save
 from shrinkage.reproduce.shrinking import NOISES, PARTS, RECIPE, Part, Trial, read, run
 from shrinkage.reproduce.shrunkplots import correlation_plot, curve_plot
 from shrinkage.training.summary import versions
@@ -29,8 +29,6 @@ _JUDGED = "gaussian"
 
 _PAPER = f"{_JUDGED}, by |ρ|"
 """The same with pairs compared as in the paper."""
-
-Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -75,55 +73,58 @@ class Evidence:
             "sparse": {name: [_plain(each) for each in found] for name, found in self.sparse.items()},
         }
 
-    def __str__(self) -> str:
-        return "\n\n".join([self._noise_table(), self._curve_table(), *([self._sparse_table()] if self.sparse else [])])
+    def sheets(self) -> list[Sheet]:
+        """As tables."""
+        return [self._noise_sheet(), self._curve_sheet(), *([self._sparse_sheet()] if self.sparse else [])]
 
-    def _noise_table(self) -> str:
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.sheets()))
+
+    def _noise_sheet(self) -> Sheet:
         layers = list(self.noise["none"][0]["correlation"][-1])
         rows: list[list[object]] = []
         for name, found in self.noise.items():
             ends = [outcome["correlation"][-1] for outcome in found]
-            rho = [_mean([end[layer] for end in ends], 3) for layer in layers]
-            rows.append([name, _mean([outcome["accuracy"] for outcome in found]), *rho])
-        header = ["noise", "test accuracy", *(f"|ρ| in {layer}" for layer in layers)]
-        return render(
-            header, rows, title=f"{self.title}: correlations at the end (mean ± standard error of {self.seeds})"
-        )
+            rho = [_present([end[layer] for end in ends], 3) for layer in layers]
+            rows.append([name, mean([outcome["accuracy"] for outcome in found]), *rho])
+        title = f"{self.title}: correlations at the end (mean ± standard error of {self.seeds})"
+        return Sheet(title, ["noise", "test accuracy", *(f"|ρ| in {layer}" for layer in layers)], rows)
 
-    def _curve_table(self) -> str:
-        rows: list[list[object]] = []
+    def _curve_sheet(self) -> Sheet:
+        whole = self.noise["none"][0]["parameters"]
+        header, parameters, neurons, lead = (
+            ["removed"],
+            ["parameters left"],
+            ["neurons left"],
+            [f"{_JUDGED} over scratch"],
+        )
+        scores: dict[str, list[object]] = {name: [name] for name in (*NOISES, _PAPER, "scratch")}
+        scores["scratch"] = ["that shape from scratch"]
         for left in self.budgets:
             mine = self.curve[_JUDGED, left]
-            parameters = statistics.mean(outcome["parameters"] for outcome in mine)
-            whole = self.noise["none"][0]["parameters"]
-            units = "-".join(
-                f"{statistics.mean(each['units'][layer] for each in mine):.0f}" for layer in mine[0]["units"]
-            )
-            scores = [
-                _mean([each["accuracy"] for each in self.curve[name, left]]) for name in (*NOISES, _PAPER, "scratch")
-            ]
-            rows.append(
-                [f"{1 - parameters / whole:.1%}", round(parameters), units, *scores, _mean(self.lead(left), sign="+")]
-            )
-        header = ["removed", "parameters", "neurons", *NOISES, _PAPER, "from scratch", f"{_JUDGED} over scratch"]
-        return render(
-            header, rows, title="Test accuracy by what is left, and of networks that had that shape all along"
-        )
+            count = statistics.mean(outcome["parameters"] for outcome in mine)
+            header.append(f"{1 - count / whole:.1%}")
+            parameters.append(f"{count:,.0f}")
+            units = (statistics.mean(each["units"][layer] for each in mine) for layer in mine[0]["units"])
+            neurons.append("-".join(f"{unit:.0f}" for unit in units))
+            for name, row in scores.items():
+                row.append(mean([each["accuracy"] for each in self.curve[name, left]]))
+            lead.append(mean(self.lead(left), sign="+") or "")
+        rows = [parameters, neurons, *scores.values(), lead]
+        return Sheet("Test accuracy by what is left, and of networks that had that shape all along", header, rows)
 
-    def _sparse_table(self) -> str:
+    def _sparse_sheet(self) -> Sheet:
+        counts = ("parameters", "nonzeros", "compacted")
         rows: list[list[object]] = [
             [
                 name,
-                _mean([outcome["accuracy"] for outcome in found]),
-                *(
-                    round(statistics.mean(each[key] for each in found))
-                    for key in ("parameters", "nonzeros", "compacted")
-                ),
+                mean([outcome["accuracy"] for outcome in found]),
+                *(round(statistics.mean(each[key] for each in found)) for key in counts),
             ]
             for name, found in self.sparse.items()
         ]
         header = ["method", "test accuracy", "parameters", "non-zeros", "parameters, compacted"]
-        return render(header, rows, title="With HALO, and HALO's own dead units taken out")
+        return Sheet("With HALO, and HALO's own dead units taken out", header, rows)
 
 
 def reproduce(
@@ -139,7 +140,7 @@ def reproduce(
 
     Args:
         names: of the parts.
-        out: folder for ``NAME.jsonl``, ``NAME-correlation.svg`` and ``NAME-curve.svg``.
+        out: folder for ``NAME.jsonl``, ``NAME.md``, ``NAME-correlation.svg`` and ``NAME-curve.svg``.
         data_dir: folder with the data sets.
         where: the device to train on.
         processes: trainings at a time.
@@ -161,48 +162,13 @@ def reproduce(
         read(part, data_dir, False)  # what is wrong with the data is said once
         origin = {**present, "device": where.type, "recipe": RECIPE}
         with Lines(out / f"{name}.jsonl", origin, tell) as lines:
-            evidence = _evidence(name, part, Runner(lines, data_dir, where, processes, tell))
+            work = functools.partial(run, data_dir=data_dir, where=where)
+            evidence = _evidence(name, part, Runner(lines, work, _title, _score, processes, tell))
+        save(evidence.sheets(), out / f"{name}.md")
         correlation_plot(evidence.noise, part.title, out / f"{name}-correlation.svg")
         curve_plot(evidence.curve, evidence.sparse, part.title, out / f"{name}-curve.svg")
         found[name] = evidence
     return found
-
-
-@dataclass(frozen=True)
-class Runner:
-    """Runs trials and keeps their outcomes."""
-
-    lines: Lines
-    data_dir: Path | None
-    where: torch.device
-    processes: int
-    tell: Callable[[str], None]
-
-    def all(self, trials: Iterable[Trial]) -> list[Outcome]:
-        """The outcomes of trials, in their order; run where they are not known."""
-        wanted = list(trials)
-        missing = [trial for trial in wanted if self.lines.get(trial.settings()) is None]
-        if missing:
-            self._run(missing)
-        return [outcome for trial in wanted if (outcome := self.lines.get(trial.settings())) is not None]
-
-    def _run(self, trials: list[Trial]) -> None:
-        with ProcessPoolExecutor(self.processes, multiprocessing.get_context("spawn")) as pool:
-            try:
-                running = {pool.submit(run, trial, self.data_dir, self.where): trial for trial in trials}
-                for count, future in enumerate(as_completed(running), 1):
-                    outcome, trial = future.result(), running[future]
-                    self.lines.add(trial.settings(), outcome)
-                    self.tell(
-                        f"{count:4d} of {len(trials)}  {_title(trial)}, seed {trial.seed}: "
-                        f"{outcome['accuracy']:.2f} % with {outcome['parameters']:,} parameters, "
-                        f"{outcome['seconds']:.0f} s"
-                    )
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in multiprocessing.active_children():  # what they were at is run again next time
-                    worker.terminate()
-                raise
 
 
 def _evidence(name: str, part: Part, runner: Runner) -> Evidence:
@@ -246,18 +212,19 @@ def _evidence(name: str, part: Part, runner: Runner) -> Evidence:
 
 def _title(trial: Trial) -> str:
     if trial.method == "scratch":
-        return "from scratch"
+        return f"from scratch, seed {trial.seed}"
     behind = f", {trial.sparsity:.0%} zeros by HALO" if trial.sparsity else ""
-    return f"noise {trial.noise}, {trial.left:.1%} left{behind}"
+    return f"noise {trial.noise}, {trial.left:.1%} left{behind}, seed {trial.seed}"
+
+
+def _score(outcome: Mapping[str, Any]) -> str:
+    parameters, seconds = outcome["parameters"], outcome["seconds"]
+    return f"{outcome['accuracy']:.2f} % with {parameters:,} parameters, {seconds:.0f} s"
 
 
 def _plain(outcome: Outcome) -> Outcome:
     return {key: value for key, value in outcome.items() if key not in ("shapes", "correlation")}
 
 
-def _mean(values: Sequence[float], digits: int = 2, sign: str = "") -> str | None:
-    seen = [value for value in values if not math.isnan(value)]
-    if not seen:
-        return None
-    spread = f" ± {statistics.stdev(seen) / len(seen) ** 0.5:.{digits}f}" if len(seen) > 1 else ""
-    return f"{statistics.mean(seen):{sign}.{digits}f}{spread}"
+def _present(values: Sequence[float], digits: int) -> str | None:
+    return mean([value for value in values if not math.isnan(value)], digits)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +27,6 @@ from shrinkage.models import MODELS
 from shrinkage.reproduce.loop import one_thread
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.recipes import cosine
-from shrinkage.training.summary import versions
 
 RATES = (0.05, 0.1, 0.2, 0.3, 0.5)
 """What every regulariser chooses its rate from."""
@@ -174,10 +172,14 @@ _SCALINGS = (
 
 PARTS: Mapping[str, Part] = {
     "quick": Part("a small CNN on 200 digits", "digits", "small-cnn", 200, 40, 25, 0.05, _ALL, 5, 2, held_out=600),
-    "quick-scaling": Part("the same", "digits", "small-cnn", 200, 40, 25, 0.05, _SCALINGS, 5, 2, held_out=600),
+    "quick-scaling": Part(
+        "a small CNN on 200 digits, by scaling", "digits", "small-cnn", 200, 40, 25, 0.05, _SCALINGS, 5, 2, held_out=600
+    ),
     "mnist-1000": Part("a small CNN on 1,000 images of MNIST", "mnist", "small-cnn", 1000, 60, 50, 0.05, _ALL),
     "lenet-5-1000": Part("LeNet-5 on 1,000 images of MNIST", "mnist", "lenet-5", 1000, 60, 50, 0.05, _ALL),
-    "scaling": Part("a small CNN on 1,000 images of MNIST", "mnist", "small-cnn", 1000, 60, 50, 0.05, _SCALINGS),
+    "scaling": Part(
+        "a small CNN on 1,000 images of MNIST, by scaling", "mnist", "small-cnn", 1000, 60, 50, 0.05, _SCALINGS
+    ),
     "mnist": Part("a small CNN on MNIST", "mnist", "small-cnn", None, 10, 128, 0.05, _ALL),
     "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 10, 128, 0.05, _ALL),
     "cifar10-first": Part(
@@ -206,42 +208,11 @@ class Trial:
     seed: int
     validation: bool
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training gave; one line of a results file.
-
-    Attributes:
-        trial: its settings.
-        accuracy: in percent, on the images that it is judged by.
-        train_accuracy: in percent, on the images that it was trained on.
-        seconds: of training.
-        device: what it ran on.
-        versions: of what matters.
-        recipe: :data:`RECIPE`, as it was then.
-    """
-
-    trial: Trial
-    accuracy: float
-    train_accuracy: float
-    seconds: float
-    device: str
-    versions: dict[str, str]
-    recipe: int = RECIPE
-
-    def to_json(self) -> str:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def parse(cls, line: str) -> Outcome:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ValueError, KeyError, TypeError: if it is something else.
-        """
-        content: dict[str, Any] = json.loads(line)
-        return cls(**{**content, "trial": Trial(**content["trial"])})
+    def settings(self) -> dict[str, Any]:
+        """As plain values; what the part says belongs to them."""
+        part = dataclasses.asdict(PARTS[self.part])
+        own = {key: part[key] for key in ("data", "model", "images", "epochs", "batch_size", "lr", "halved")}
+        return {**dataclasses.asdict(self), **own}
 
 
 def find(name: str) -> Part:
@@ -262,8 +233,12 @@ def read(data: str, data_dir: Path | None, held_out: int) -> Data:
     return load(data, data_dir, validation=held_out, seed=0)
 
 
-def run(trial: Trial, data_dir: Path | None, where: torch.device) -> Outcome:
+def run(trial: Trial, data_dir: Path | None, where: torch.device) -> dict[str, Any]:
     """Train and evaluate.
+
+    Returns:
+        ``accuracy`` and ``train_accuracy`` in percent, on the images that it is judged by and on those that it was
+        trained on; ``seconds`` of training.
 
     Raises:
         InputError: if the data cannot be read.
@@ -275,7 +250,7 @@ def run(trial: Trial, data_dir: Path | None, where: torch.device) -> Outcome:
         seconds = time.perf_counter() - began
         judged = accuracy(model, (data.validation if trial.validation else None) or data.test, data.prepare)
         learned = accuracy(model, images, data.prepare)
-    return Outcome(trial, judged, learned, round(seconds, 2), where.type, versions())
+    return {"accuracy": judged, "train_accuracy": learned, "seconds": round(seconds, 2)}
 
 
 def train(trial: Trial, data: Data, where: torch.device) -> tuple[nn.Module, Split]:
