@@ -44,7 +44,7 @@ from shrinkage.pruning.measure import measure
 from shrinkage.pruning.noise import Gaussian, Noise, NoiseOutputs
 from shrinkage.pruning.partners import By, Candidates, Step, Stock, choose
 from shrinkage.pruning.quota import quota_of, whole
-from shrinkage.pruning.removal import Snapshot, energy, folded, remove, shifts_of
+from shrinkage.pruning.removal import Snapshot, energy, remove, taken_over
 from shrinkage.pruning.rounds import Score, Train, to_target, while_good
 from shrinkage.pruning.shrunk import Fold, Shrunk, Units
 
@@ -397,25 +397,15 @@ class NoiseOut:
         steps: Sequence[Step],
     ) -> Shrunk:
         before = self._now()
-        shifts: dict[str, Tensor] = {}
         beside = self._beside
-        extra: tuple[Tensor, Tensor] | None = None
-        for index, (group, some) in enumerate(zip(groups, relations, strict=True)):
-            mine = [step for step in steps if step.group == index]
-            if not mine:
-                continue
-            for name, shift in shifts_of(self._model, group.readers, mine, some).items():
-                shifts[name] = shifts.get(name, 0) + shift
-            for reader, relation in zip(group.readers, some, strict=True):
-                if beside is not None and reader.path == beside.path:
-                    change, constant = folded(beside.weight, reader.dim, reader.columns, mine, relation)
-                    extra = (change, constant) if extra is None else (extra[0] + change, extra[1] + constant)
+        path, weight = (None, None) if beside is None else (beside.path, beside.weight)
+        found = taken_over(self._model, groups, relations, steps, path, weight)
         gone = [int(groups[step.group].sets[step.unit]) for step in steps]
-        plan = foldable.plan(gone, shifts)
+        plan = foldable.plan(gone, found.shifts)
         remove(self._model, plan, self._optimizers or [])
         self._foldable = None
-        if beside is not None and extra is not None:
-            beside.shrink(*extra, plan.cuts[f"{beside.path}.weight"][1], self._optimizers or [])
+        if beside is not None and found.beside is not None:
+            beside.shrink(*found.beside, plan.cuts[f"{beside.path}.weight"][1], self._optimizers or [])
         names = [group.name for group in groups]
         for step in steps:
             self._sizes[names[step.group]] -= 1

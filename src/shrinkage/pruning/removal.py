@@ -69,6 +69,52 @@ def shifts_of(
     return shifts
 
 
+@dataclass(frozen=True)
+class Readers:
+    """What is to be added where neurons leave.
+
+    Attributes:
+        shifts: to which parameter or buffer of the model.
+        beside: to the weight and the bias of noise outputs; None where they hear of nothing that leaves.
+    """
+
+    shifts: Mapping[str, Tensor]
+    beside: tuple[Tensor, Tensor] | None
+
+
+def taken_over(
+    model: nn.Module,
+    groups: Sequence[Group],
+    relations: Sequence[Sequence[Relation]],
+    steps: Sequence[Step],
+    path: str | None,
+    weight: Tensor | None,
+) -> Readers:
+    """What partners take over, in all readers.
+
+    Args:
+        model: the network.
+        groups: its neurons.
+        relations: of each group's neurons, one a reader.
+        steps: which neuron goes into which.
+        path: of the layer beside which noise outputs live.
+        weight: theirs.
+    """
+    shifts: dict[str, Tensor] = {}
+    beside: tuple[Tensor, Tensor] | None = None
+    for index, (group, some) in enumerate(zip(groups, relations, strict=True)):
+        mine = [step for step in steps if step.group == index]
+        if not mine:
+            continue
+        for name, shift in shifts_of(model, group.readers, mine, some).items():
+            shifts[name] = shifts.get(name, 0) + shift
+        for reader, relation in zip(group.readers, some, strict=True):
+            if weight is not None and reader.path == path:
+                change, constant = folded(weight, reader.dim, reader.columns, mine, relation)
+                beside = (change, constant) if beside is None else (beside[0] + change, beside[1] + constant)
+    return Readers(shifts, beside)
+
+
 def energy(model: nn.Module, group: Group, relations: Iterable[Relation]) -> Tensor:
     """How much of each unit its readers hear: its variance times the square of their weights; on the CPU."""
     held = stored(model)

@@ -110,7 +110,7 @@ class Evidence:
             for name, row in scores.items():
                 row.append(mean([each["accuracy"] for each in self.curve[name, left]]))
             lead.append(mean(self.lead(left), sign="+") or "")
-        rows = [parameters, neurons, *scores.values(), lead]
+        rows: list[list[object]] = [[*parameters], [*neurons], *scores.values(), [*lead]]
         return Sheet("Test accuracy by what is left, and of networks that had that shape all along", header, rows)
 
     def _sparse_sheet(self) -> Sheet:
