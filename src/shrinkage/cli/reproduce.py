@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,15 +9,13 @@ import typer
 
 from shrinkage.cli import conntra, dropfilter, noiseout
 from shrinkage.cli.console import echo, reported, say
-from shrinkage.cli.options import Debug
+from shrinkage.cli.options import DataDir, Debug, Device, Processes, Quick, at_a_time, parts
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Run the experiments this library is judged by.")
 app.command()(dropfilter.dropfilter)
 app.command()(conntra.conntra)
 app.command()(noiseout.noiseout)
 
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set; what is missing is downloaded into it.")]
-Device = Annotated[str, typer.Option(show_default=False, help="auto, cpu, cuda, cuda:1. [default: cpu]")]
 DataLabel = Annotated[
     str | None, typer.Option(help="Say what the data is where it is not the original, such as a JPEG copy.")
 ]
@@ -30,15 +27,13 @@ def halo(
         list[str] | None,
         typer.Option(help="Which table; may be repeated. [default: mnist, lenet-5, cnn and vit]"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Digits instead: a few minutes, nothing to download.")] = False,
+    quick: Quick = False,
     data_dir: DataDir = None,
     out: Annotated[
         Path,
         typer.Option(show_default=False, help="Folder for results, tables and plots. [default: runs/reproduce-halo]"),
     ] = Path("runs/reproduce-halo"),
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Trainings at a time. [default: as many as processors; 1 on a GPU]")
-    ] = None,
+    processes: Processes = None,
     device: Device = "cpu",
     data_label: DataLabel = None,
     limit: Annotated[float | None, typer.Option(help="Minutes after which no further training is begun.")] = None,
@@ -49,18 +44,14 @@ def halo(
     What is interrupted goes on where it stood when the command is given again.
     """
     with reported(debug, []):
-        from shrinkage.core.errors import InputError
         from shrinkage.reproduce.campaign import Place
         from shrinkage.reproduce.halo import reproduce
         from shrinkage.reproduce.parts import PARTS
         from shrinkage.reproduce.run import device as find_device
 
-        if quick and part:
-            raise InputError(f"--quick is a table of its own: leave it out, or leave out --part {part[0]}")
-        names = part or (["quick"] if quick else ["mnist", "lenet-5", "cnn", "vit"])
+        names = parts(part, quick, ["quick"], ["mnist", "lenet-5", "cnn", "vit"])
         where = find_device(device)
-        usual = 1 if where.type == "cuda" else os.cpu_count() or 1
-        place = Place(data_dir, where, processes or usual, data_label, out / "checkpoints")
+        place = Place(data_dir, where, at_a_time(processes, where), data_label, out / "checkpoints")
         tables = reproduce(names, out, place, tell=say, limit=None if limit is None else 60 * limit)
         for name, table in tables.items():
             remarks = table.remarks(PARTS[name].methods[0])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import io
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +23,12 @@ from shrinkage.data import load
 from shrinkage.discrete import CoNNTrA
 from shrinkage.discrete.trainer import Variant
 from shrinkage.models import build
+from shrinkage.reproduce.drawing import drawing
 from shrinkage.reproduce.lines import Lines
 from shrinkage.reproduce.loop import one_thread
 from shrinkage.reproduce.rivals import backpropagation, straight_through
 from shrinkage.reproduce.runner import Outcome, Runner
 from shrinkage.reproduce.sheets import Sheet, mean, save
-from shrinkage.training.files import write
 from shrinkage.training.summary import versions
 
 METHODS = {
@@ -320,10 +319,8 @@ def bars(comparisons: Sequence[Comparison], path: Path) -> None:
     Raises:
         MissingExtra: if matplotlib is not installed.
     """
-    plt: Any = require("matplotlib.pyplot", "reproduce")
     names = [comparison.task for comparison in comparisons]
-    with plt.rc_context({"svg.hashsalt": "shrinkage", "font.size": 9, "axes.spines.top": False}):
-        figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    with drawing(path, (6.4, 3.6)) as (_, (axes,)):
         for index, (method, colour) in enumerate(zip(METHODS, ("#c2410c", "#6b7280", "#1d4ed8"), strict=True)):
             groups = [[each["test_error"] for each in found.outcomes[method]] for found in comparisons]
             places = [place + 0.27 * (index - 1) for place in range(len(names))]
@@ -333,7 +330,3 @@ def bars(comparisons: Sequence[Comparison], path: Path) -> None:
         axes.set_xticks(range(len(names)), names)
         axes.set_ylabel("test error, %")
         axes.legend(frameon=False)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-        plt.close(figure)
-    write(path, text.getvalue())

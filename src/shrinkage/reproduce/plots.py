@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from shrinkage.core.errors import require
 from shrinkage.reproduce import entrants
+from shrinkage.reproduce.drawing import drawing
 from shrinkage.reproduce.tables import Table
-from shrinkage.training.files import write
 
 _FIRST = "#c2410c"
 _OTHERS = ("#1d4ed8", "#0f766e", "#7c3aed", "#a16207")
@@ -30,15 +28,9 @@ def accuracy_plot(table: Table, first: str, title: str, path: Path) -> None:
         MissingExtra: if matplotlib is not installed.
         InputError, StateError: if the file cannot be written.
     """
-    plt: Any = require("matplotlib.pyplot", "reproduce")
-    options = {"svg.hashsalt": "shrinkage", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(options):
-        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    with drawing(path, (6.4, 4.0)) as (_, (axes,)):
         _draw(axes, table, first)
         axes.set_title(title, loc="left")
-        text = _svg(figure)
-        plt.close(figure)
-    write(path, text)
 
 
 def _draw(axes: Any, table: Table, first: str) -> None:
@@ -97,9 +89,3 @@ def _names(axes: Any, named: list[tuple[float, str, str]], x: float, low: float,
         axes.annotate(
             title, (x, place), (14, 0), textcoords="offset points", va="center", color=colour, annotation_clip=False
         )
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()

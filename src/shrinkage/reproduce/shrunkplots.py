@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shrinkage.core.errors import require
-from shrinkage.training.files import write
+from shrinkage.reproduce.drawing import drawing
 
 _COLOURS = {
     "none": "#6b7280",
@@ -36,13 +34,9 @@ def correlation_plot(noise: Mapping[str, Outcomes], title: str, path: Path) -> N
         MissingExtra: if matplotlib is not installed.
         InputError, StateError: if the file cannot be written.
     """
-    plt: Any = require("matplotlib.pyplot", "reproduce")
     layers = list(noise["none"][0]["correlation"][0])
-    with plt.rc_context(_options()):
-        figure, axes = plt.subplots(
-            1, len(layers), figsize=(3.4 * len(layers), 3.2), layout="constrained", squeeze=False
-        )
-        for place, (panel, layer) in enumerate(zip(axes[0], layers, strict=True)):
+    with drawing(path, (3.4 * len(layers), 3.2), len(layers)) as (figure, axes):
+        for place, (panel, layer) in enumerate(zip(axes, layers, strict=True)):
             for name, outcomes in noise.items():
                 curves = [[epoch[layer] for epoch in outcome["correlation"]] for outcome in outcomes]
                 mean = [statistics.fmean(values) for values in zip(*curves, strict=True)]
@@ -56,9 +50,6 @@ def correlation_plot(noise: Mapping[str, Outcomes], title: str, path: Path) -> N
                 panel.set_ylabel("mean |ρ| over pairs of neurons")
                 panel.legend(frameon=False, title="noise")
         figure.suptitle(title, x=0.01, ha="left")
-        text = _svg(figure)
-        plt.close(figure)
-    write(path, text)
 
 
 def curve_plot(
@@ -76,9 +67,7 @@ def curve_plot(
         MissingExtra: if matplotlib is not installed.
         InputError, StateError: if the file cannot be written.
     """
-    plt: Any = require("matplotlib.pyplot", "reproduce")
-    with plt.rc_context(_options()):
-        figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    with drawing(path, (6.4, 4.2)) as (_, (axes,)):
         for name in dict.fromkeys(name for name, _ in curve):
             points = sorted((_point(found, "parameters") for (key, _), found in curve.items() if key == name))
             axes.errorbar(
@@ -103,22 +92,9 @@ def curve_plot(
         axes.set_ylabel("test accuracy, % (mean ± standard error)")
         axes.legend(frameon=False, fontsize=7)
         axes.set_title(title, loc="left")
-        text = _svg(figure)
-        plt.close(figure)
-    write(path, text)
 
 
 def _point(found: Outcomes, key: str) -> tuple[float, float, float]:
     scores = [outcome["accuracy"] for outcome in found]
     error = statistics.stdev(scores) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
     return statistics.fmean(outcome[key] for outcome in found), statistics.fmean(scores), error
-
-
-def _options() -> dict[str, Any]:
-    return {"svg.hashsalt": "shrinkage", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-
-
-def _svg(figure: Any) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
