@@ -69,7 +69,7 @@ def test_the_command_trains_a_last_layer_on_features(tmp_path):
     np.savez(tmp_path / "features.npz", x=x, y=y, x_test=x, y_test=y)
     app = typer.Typer()
     app.command()(conntra)
-    options = ["--features", str(tmp_path / "features.npz"), "--out", str(tmp_path / "out")]
+    options = ["--features", str(tmp_path / "features.npz"), "--processes", "1", "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "the last layer on given features" in result.output
