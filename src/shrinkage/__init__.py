@@ -15,6 +15,7 @@ from shrinkage.deploy.files import describe, load, save
 from shrinkage.deploy.fold import fold_batchnorm
 from shrinkage.deploy.surgery import reshape_like
 from shrinkage.discrete import CoNNTrA
+from shrinkage.noiseout import NoiseOut
 from shrinkage.penalties import HALO, MCP, SWS, Bridge, Lasso, faithful
 from shrinkage.pruning import (
     SET,
@@ -25,7 +26,6 @@ from shrinkage.pruning import (
     LotteryTicket,
     Magnitude,
     Movement,
-    NoiseOut,
     Random,
     RigL,
     SoftTopK,

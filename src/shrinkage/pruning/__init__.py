@@ -5,7 +5,6 @@ from shrinkage.pruning.grasp import GraSP
 from shrinkage.pruning.lottery import LotteryTicket
 from shrinkage.pruning.magnitude import Magnitude
 from shrinkage.pruning.movement import Movement
-from shrinkage.pruning.noiseout import NoiseOut
 from shrinkage.pruning.random import Random
 from shrinkage.pruning.rigl import RigL
 from shrinkage.pruning.set import SET
@@ -23,7 +22,6 @@ __all__ = [
     "LotteryTicket",
     "Magnitude",
     "Movement",
-    "NoiseOut",
     "Random",
     "RigL",
     "SoftTopK",

@@ -25,8 +25,8 @@ from shrinkage.data import Data, load
 from shrinkage.data.loader import permutation
 from shrinkage.deploy.surgery import reshape_like
 from shrinkage.models import build
-from shrinkage.pruning.noise import Binomial, Constant, Gaussian, Noise
-from shrinkage.pruning.noiseout import NoiseOut
+from shrinkage.noiseout.method import NoiseOut
+from shrinkage.noiseout.noise import Binomial, Constant, Gaussian, Noise
 from shrinkage.reproduce.loop import one_thread
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.recipes import flat_cosine

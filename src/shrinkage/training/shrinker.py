@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from shrinkage.core.errors import StateError, TargetError
-from shrinkage.pruning.noiseout import NoiseOut
-from shrinkage.pruning.shrunk import Shrunk
+from shrinkage.noiseout.method import NoiseOut
+from shrinkage.noiseout.shrunk import Shrunk
 
 START, END, ROUNDS = 0.25, 0.65, 10
 """The removals: the first and the last as shares of the training, and how many."""

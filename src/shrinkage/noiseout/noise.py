@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from shrinkage.core.errors import InputError
 from shrinkage.core.hooks import owners
 from shrinkage.deploy.surgery import cut_to
-from shrinkage.pruning.removal import follow, forget
+from shrinkage.noiseout.removal import follow, forget
 
 
 class Noise(Protocol):

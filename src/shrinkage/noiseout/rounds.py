@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from shrinkage.core.errors import InputError, StateError
-from shrinkage.pruning.shrunk import Round, Shrunk
+from shrinkage.noiseout.shrunk import Round, Shrunk
 
 Train = Callable[[nn.Module], object]
 Score = Callable[[nn.Module], float]

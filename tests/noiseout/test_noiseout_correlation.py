@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shrinkage.pruning import correlation
-from shrinkage.pruning.correlation import Moments, Relation, mean_correlation
+from shrinkage.noiseout import correlation
+from shrinkage.noiseout.correlation import Moments, Relation, mean_correlation
 
 
 def summed(x, *cuts):

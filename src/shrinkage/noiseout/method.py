@@ -8,16 +8,16 @@ first one's part over,
 
 and neuron A leaves the network with its row and column. With :math:`|\rho| = 1` the function is the same but for
 rounding. A constant neuron goes into the biases alone. In training, further outputs beside the model's own are asked
-for random numbers that nobody can know: that drives correlations up (see :mod:`shrinkage.pruning.noise`).
+for random numbers that nobody can know: that drives correlations up (see :mod:`shrinkage.noiseout.noise`).
 
 Source: Babaeizadeh, Smaragdis, Campbell, "NoiseOut: A Simple Way to Prune Neural Networks", 2016, arXiv 1611.06211.
 The paper's stop rule, its choice between the two of a pair and the parameters of its noise are not known here. Chosen
 instead: of a pair the neuron goes that its readers hear less of; layers compare by :math:`|\rho|` itself; many pairs
 go in a round, and a neuron that has taken others over may itself be folded later; a round that costs too much is
 taken back and tried again with half as many. The default, ``by="error"``, is not the paper's: it weighs what a pair
-does not share by how much of it is heard (see :mod:`shrinkage.pruning.partners`). Channels of convolutions are compared
-over all positions. Where padding, or a layer without a bias, lets no constant in, :math:`b = 0` and moments about
-zero are used, which stays exact.
+does not share by how much of it is heard (see :mod:`shrinkage.noiseout.partners`). Channels of convolutions are
+compared over all positions. Where padding, or a layer without a bias, lets no constant in, :math:`b = 0` and
+moments about zero are used, which stays exact.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from shrinkage.core.selection import unwrap
 from shrinkage.deploy.rework import Arguments
 from shrinkage.deploy.surgery import reshape_like
 from shrinkage.deploy.tracing import arguments, stored
-from shrinkage.pruning.correlation import Relation, mean_correlation
-from shrinkage.pruning.foldable import Foldable, Group, head_of, removable
-from shrinkage.pruning.measure import measure
-from shrinkage.pruning.noise import Gaussian, Noise, NoiseOutputs
-from shrinkage.pruning.partners import By, Candidates, Step, Stock, choose
-from shrinkage.pruning.quota import quota_of, whole
-from shrinkage.pruning.removal import Snapshot, energy, remove, taken_over
-from shrinkage.pruning.rounds import Score, Train, to_target, while_good
-from shrinkage.pruning.shrunk import Fold, Shrunk, Units
+from shrinkage.noiseout.correlation import Relation, mean_correlation
+from shrinkage.noiseout.foldable import Foldable, Group, head_of, removable
+from shrinkage.noiseout.measure import measure
+from shrinkage.noiseout.noise import Gaussian, Noise, NoiseOutputs
+from shrinkage.noiseout.partners import By, Candidates, Step, Stock, choose
+from shrinkage.noiseout.quota import quota_of, whole
+from shrinkage.noiseout.removal import Snapshot, energy, remove, taken_over
+from shrinkage.noiseout.rounds import Score, Train, to_target, while_good
+from shrinkage.noiseout.shrunk import Fold, Shrunk, Units
 
 _FORMAT = 1
 _NOISE = Gaussian()

@@ -12,7 +12,7 @@ import compactable
 from compactable import drawn
 from shrinkage.core.errors import TargetError
 from shrinkage.deploy.surgery import reshape_like
-from shrinkage.pruning.noiseout import NoiseOut
+from shrinkage.noiseout.method import NoiseOut
 
 
 def copies(layers, sources, factor=1.0, dim=0):

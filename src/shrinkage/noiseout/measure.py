@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from shrinkage.core.errors import InputError, StateError
 from shrinkage.core.evaluation import evaluating
-from shrinkage.pruning.correlation import Moments
-from shrinkage.pruning.foldable import Group, Reader
+from shrinkage.noiseout.correlation import Moments
+from shrinkage.noiseout.foldable import Group, Reader
 
 
 def measure(

@@ -21,9 +21,9 @@ from shrinkage.core.errors import InputError
 from shrinkage.deploy.dead import Cut, Plan
 from shrinkage.deploy.surgery import apply, cut_to, refresh
 from shrinkage.deploy.tracing import stored
-from shrinkage.pruning.correlation import Relation
-from shrinkage.pruning.foldable import Group, Reader
-from shrinkage.pruning.partners import Step
+from shrinkage.noiseout.correlation import Relation
+from shrinkage.noiseout.foldable import Group, Reader
+from shrinkage.noiseout.partners import Step
 
 
 def folded(

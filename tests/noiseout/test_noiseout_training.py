@@ -12,8 +12,8 @@ from torch.optim import SGD, Adafactor, Adam, AdamW, RMSprop
 
 from nets import batch
 from shrinkage.core.errors import InputError, StateError, TargetError
-from shrinkage.pruning.noise import Binomial, Constant, Gaussian
-from shrinkage.pruning.noiseout import NoiseOut
+from shrinkage.noiseout.method import NoiseOut
+from shrinkage.noiseout.noise import Binomial, Constant, Gaussian
 
 INPUTS = [batch(step)[0] for step in range(4)]
 

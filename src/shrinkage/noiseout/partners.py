@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shrinkage.pruning.correlation import Relation
+from shrinkage.noiseout.correlation import Relation
 
 By = Literal["correlation", "error"]
 
