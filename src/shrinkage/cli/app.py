@@ -86,6 +86,9 @@ def train(
         int | None, typer.Option(help="How many of them; each takes its share of a batch. [default: 1]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the CPU. [by data set]")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, or bf16: faster where the device has it, weights in fp32. [default: fp32]")
+    ] = None,
     val: Annotated[int | None, typer.Option(help="Training images to hold out and report on. [default: 0]")] = None,
     regularizer: Annotated[
         str | None, typer.Option(help="none, dropfilter or dropfilter-plus, of all convolutions. [default: none]")
@@ -127,6 +130,7 @@ def train(
             "device": device,
             "devices": devices,
             "threads": threads,
+            "precision": precision,
             "val": val,
             "regularizer": regularizer,
             "drop_rate": drop_rate,

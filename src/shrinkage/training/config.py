@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -18,6 +18,9 @@ from shrinkage.data import NAMES
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES
 from shrinkage.training.regularizers import REGULARIZERS
+
+PRECISIONS: Mapping[str, Literal["32-true", "bf16-mixed"]] = {"fp32": "32-true", "bf16": "bf16-mixed"}
+"""What the arithmetic of a training may be in, and what Lightning calls it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class RunConfig:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         devices: how many of them train together, each on its share of every batch.
         threads: of the CPU, at least 1; None: as many as PyTorch sees fit. Another number rounds otherwise.
+        precision: of the arithmetic, one of :data:`PRECISIONS`; weights and optimiser are float32 in either.
         val: training images held out and reported on, at least 0.
         regularizer: ``none``, ``dropfilter`` or ``dropfilter-plus``, of all convolutions and of both networks.
         drop_rate: of the regularizer, in [0, 1).
@@ -71,6 +75,7 @@ class RunConfig:
     device: str
     devices: int
     threads: int | None
+    precision: str
     val: int
     regularizer: str
     drop_rate: float
@@ -82,6 +87,7 @@ class RunConfig:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("regularizer", self.regularizer, REGULARIZERS)
+        one_of("precision", self.precision, PRECISIONS)
         _within("drop_rate", self.drop_rate, 0 <= self.drop_rate < 1, "in [0, 1), such as 0.1 to drop a tenth")
         self._check_target()
         for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
@@ -99,6 +105,7 @@ class RunConfig:
         if removes == "precision":
             self._refuse(sparsity is not None, "has no sparsity to reach")
             self._refuse(self.regularizer != "none", "needs a network without masks")
+            self._refuse(self.precision != "fp32", "has a precision of its own")
         if removes != "weights":
             self._refuse(macs is not None, "knows no budget of multiplications")
             self._refuse(self.granularity != "weight", "has no granularity")
@@ -163,6 +170,7 @@ def resolve(options: Mapping[str, Any]) -> RunConfig:
         "seed": 0,
         "device": "auto",
         "devices": 1,
+        "precision": "fp32",
         "val": 0,
         "regularizer": "none",
         "drop_rate": 0.1,

@@ -22,7 +22,7 @@ from shrinkage.report import Figures, gather
 from shrinkage.training.bar import TrainingBar
 from shrinkage.training.callbacks import Inside, Metrics, Row, Sparsify
 from shrinkage.training.checkpoints import EveryEpoch, SafeCheckpoints, latest
-from shrinkage.training.config import RunConfig, accelerator
+from shrinkage.training.config import PRECISIONS, RunConfig, accelerator
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.methods import METHODS, granularity
 from shrinkage.training.outcome import Outcome
@@ -77,6 +77,7 @@ def fit(
         trainer = Trainer(
             accelerator=kind,
             devices=config.devices if index is None else [index],
+            precision=PRECISIONS[config.precision],
             strategy="ddp" if config.devices > 1 else "auto",
             max_epochs=config.epochs,
             callbacks=callbacks,
