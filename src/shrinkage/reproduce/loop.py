@@ -1,7 +1,7 @@
 """The training loop of the experiments: an ordinary one, as a user would write it, for every method alike.
 
-On the CPU it runs in float32 on one thread, so that a trial is a function of its settings. On a GPU the whole data set
-lies on the device, and the network is compiled, channels-last, in bfloat16 autocast.
+Convolutions are channels-last. On the CPU all runs in float32 on one thread, so that a trial is a function of its
+settings. On a GPU the whole data set lies on the device, and the network is compiled, in bfloat16 autocast.
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ class Training:
         self._recipe, self._checkpoint, self._every = recipe, checkpoint, every
         torch.manual_seed(trial.seed)
         self.model: nn.Module = build(self.task.model, data).to(device)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fast = device.type == "cuda"
-        if self._fast:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.epoch_steps = -(-len(data.train) // self.task.batch_size)
         self.steps = self.epoch_steps * trial.epochs
         self.step = 0
@@ -149,7 +148,7 @@ class Training:
         if generator is not None and self._data.augment is not None:
             x = self._data.augment(x, generator)
         prepared = self._data.prepare(x)
-        return prepared.contiguous(memory_format=torch.channels_last) if self._fast else prepared, y
+        return prepared.contiguous(memory_format=torch.channels_last) if prepared.ndim == 4 else prepared, y
 
     def _save(self, optimizer: torch.optim.Optimizer, method: dict[str, Any], seconds: float) -> None:
         assert self._checkpoint is not None
