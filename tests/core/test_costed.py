@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkage.core.costed import cost_of, limit_costing, smallest_costing
-from shrinkage.core.threshold import _radix_select, kth_smallest, smallest
+from shrinkage.core.radix import radix_select
+from shrinkage.core.threshold import kth_smallest, smallest
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 VALUES = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 2.0, 2.5, 1e-7, float("inf")]), st.floats(0, 1e4, width=16))
@@ -115,7 +116,7 @@ def test_large_tensors_are_selected_from_exactly(dtype, kind):
     parts = list(torch.split(values, SIZES))
     kept, whole = values.clone(), total(parts, costs)
     for need in (1, 2, 77_777, whole // 3, whole - 40_001, whole - 1, whole):
-        value, below = _radix_select(parts, need, costs)
+        value, below = radix_select(parts, need, costs)
         assert int(below) < need <= int(below) + sum(cost_of(p == value, c) for p, c in zip(parts, costs, strict=True))
         for near in (None, value, value * 1.01, value * 3):
             assert limit_costing(parts, costs, need, near) == value

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shrinkage.core.threshold import _radix_select, count_above, kth_smallest, smallest
+from shrinkage.core.radix import radix_select
+from shrinkage.core.threshold import count_above, kth_smallest, smallest
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 # Few distinct values, so that ties are the rule; zeros of both signs, the smallest number, infinity.
@@ -64,7 +65,7 @@ def test_kth_smallest_agrees_with_a_sort(dtype, data, values):
     kept = values.clone()
     assert kth_smallest(values, k) == wanted
     assert torch.equal(values, kept)
-    value, below = _radix_select([values], k)
+    value, below = radix_select([values], k)
     assert value == wanted
     assert value.dtype == dtype
     assert below == (values < wanted).sum()
@@ -77,7 +78,7 @@ def test_many_values_over_several_parts(dtype):
     joined = torch.cat(parts)
     for k in (1, 2, 1889, 3777, 3778):
         wanted = joined.sort().values[k - 1]
-        value, below = _radix_select(parts, k)
+        value, below = radix_select(parts, k)
         assert value == wanted
         assert below == (joined < wanted).sum()
         marks = smallest(parts, k)
@@ -89,7 +90,7 @@ def test_bits_decide_where_only_the_last_digit_differs():
     low = torch.tensor(1.0)
     values = torch.stack([torch.nextafter(low, low + 1), low, torch.nextafter(low, low - 1)])
     assert [m.tolist() for m in smallest([values], 2)] == [[False, True, True]]
-    assert _radix_select([values.double()], 3)[0] == values[0]
+    assert radix_select([values.double()], 3)[0] == values[0]
 
 
 def test_subnormal_numbers_are_not_zeros():

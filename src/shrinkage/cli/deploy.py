@@ -75,8 +75,8 @@ def bench(
     channels are empty, the network without them takes part, too.
     """
     with reported(debug, []):
+        from shrinkage.core.files import write
         from shrinkage.runtime.bench import bench
-        from shrinkage.training.files import write
 
         model, example, name = trained(run)
         result = bench(

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shrinkage.core.pieces import PIECE
-from shrinkage.core.threshold import _NEAR, _SAMPLED, _SMALL, Costs, _radix_select
+from shrinkage.core.radix import Costs, radix_select
+from shrinkage.core.threshold import NEAR, SAMPLED, SMALL
 
 _SAMPLE = 1 << 12
 _BINS = 1 << 10
@@ -42,7 +43,7 @@ def limit_costing(parts: Sequence[Tensor], costs: Costs, need: int, near: Tensor
     if _on_host(flats):
         found = _bracketed_select(_as_arrays(flats, costs), need, None if near is None else float(near))
         return torch.tensor(found, dtype=flats[0].dtype)
-    value, _ = _radix_select(flats, need, costs)
+    value, _ = radix_select(flats, need, costs)
     return value
 
 
@@ -93,7 +94,7 @@ def cost_of(marked: Tensor, cost: int | Tensor) -> int:
 
 
 def _on_host(flats: Sequence[Tensor]) -> bool:
-    return all(flat.device.type == "cpu" and flat.dtype in _SAMPLED for flat in flats)
+    return all(flat.device.type == "cpu" and flat.dtype in SAMPLED for flat in flats)
 
 
 def _as_arrays(flats: Sequence[Tensor], costs: Costs) -> list[_Part]:
@@ -105,8 +106,8 @@ def _as_arrays(flats: Sequence[Tensor], costs: Costs) -> list[_Part]:
 
 def _bracketed_select(parts: list[_Part], need: int, near: float | None) -> float:
     """Bracket the value that is looked for, add up what lies below, and go on among what lies inside."""
-    while (size := sum(values.size for values, _ in parts)) > _SMALL:
-        low, high = _sampled_bracket(parts, need) if near is None else (near * (1 - _NEAR), near * (1 + _NEAR))
+    while (size := sum(values.size for values, _ in parts)) > SMALL:
+        low, high = _sampled_bracket(parts, need) if near is None else (near * (1 - NEAR), near * (1 + NEAR))
         up_to, found = 0, []
         for values, cost in parts:
             for start in range(0, values.size, PIECE):

@@ -1,11 +1,7 @@
 """Exact order statistics over many tensors at once, ties and all.
 
-A non-negative float orders as its bit pattern does, read as an integer. So the k-th smallest of n values
-is found digit by digit: count how many values carry each leading digit, step into the digit that
-holds the k-th, go on with the next digit (radix select). It needs no sort, moves no data to the host,
-and counts add up, so tensors on several layers, devices or ranks behave as one long array.
-
-On the CPU the question "which value" has a faster answer, by sampling (Floyd and Rivest, 1975).
+Wherever the tensors lie, :mod:`shrinkage.core.radix` finds the k-th smallest of them all. On the CPU the question
+"which value" has a faster answer, by sampling (Floyd and Rivest, 1975).
 """
 
 from __future__ import annotations
@@ -20,21 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shrinkage.core.pieces import PIECE
+from shrinkage.core.radix import radix_select
 
-_DIGIT_BITS = 16
-_BINS = 1 << _DIGIT_BITS
-_SMALL = 1 << 14  # as many values are partitioned as fast as they are sampled
-_NEAR = 0.03  # how far, relatively, a guess is trusted
-_SAMPLED = (torch.float32, torch.float64)  # what numpy can partition
-_KEYS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.bfloat16: torch.int16,
-    torch.float16: torch.int16,
-}
-
-Costs = Sequence[int | Tensor]
-"""For each tensor what its entries cost: one whole number > 0 for all, or an int64 tensor of its shape."""
+SMALL = 1 << 14  # as many values are partitioned as fast as they are sampled
+NEAR = 0.03  # how far, relatively, a guess is trusted
+SAMPLED = (torch.float32, torch.float64)  # what numpy can partition
 
 
 def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
@@ -51,16 +37,16 @@ def kth_smallest(values: Tensor, k: int, near: Tensor | None = None) -> Tensor:
     if not 1 <= k <= values.numel():
         raise IndexError(f"k must lie in 1..{values.numel()}, got {k}")
     flat = values.detach().reshape(-1)
-    if flat.device.type == "cpu" and flat.dtype in _SAMPLED:
+    if flat.device.type == "cpu" and flat.dtype in SAMPLED:
         found = _bracketed_select(flat.numpy(), k, None if near is None else float(near))
         return torch.tensor(found, dtype=flat.dtype)
-    value, _ = _radix_select([flat], k)
+    value, _ = radix_select([flat], k)
     return value
 
 
 def count_above(values: Tensor, limit: Tensor) -> Tensor:
     """How many of ``values`` are larger than the 0-d ``limit``, as a 0-d tensor."""
-    if values.device.type != "cpu" or values.dtype not in _SAMPLED:
+    if values.device.type != "cpu" or values.dtype not in SAMPLED:
         return torch.count_nonzero(values > limit)
     flat, bound = values.reshape(-1).numpy(), limit.numpy()
     return torch.tensor(sum(np.count_nonzero(flat[i : i + PIECE] > bound) for i in range(0, flat.size, PIECE)))
@@ -91,8 +77,8 @@ def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = No
     if k == total:
         return [torch.ones_like(part, dtype=torch.bool) for part in parts]
     flats = [part.detach().reshape(-1) for part in parts]
-    sampled = all(flat.device.type == "cpu" and flat.dtype in _SAMPLED for flat in flats)
-    value, below = _sampled_select(flats, k) if sampled else _radix_select(flats, k)
+    sampled = all(flat.device.type == "cpu" and flat.dtype in SAMPLED for flat in flats)
+    value, below = _sampled_select(flats, k) if sampled else radix_select(flats, k)
     tied = [part == value.to(part.device) for part in parts]
     ties_left = k - below
     if sampled and sum(int(mark.count_nonzero()) for mark in tied) == ties_left:  # as a rule: then all of them go
@@ -112,7 +98,7 @@ def smallest(parts: Sequence[Tensor], k: int, then: Sequence[Tensor] | None = No
 
 
 def _sampled_select(flats: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """What :func:`_radix_select` gives, for tensors on the CPU that numpy can partition."""
+    """What :func:`radix_select` gives, for tensors on the CPU that numpy can partition."""
     values = torch.cat(list(flats)).numpy()
     found = _bracketed_select(values, k, None)
     return torch.tensor(found, dtype=flats[0].dtype), torch.tensor(int(np.count_nonzero(values < found)))
@@ -123,8 +109,8 @@ def _bracketed_select(values: NDArray[Any], k: int, near: float | None) -> float
 
     Two passes over the values, whatever ties there are, and no copy of them.
     """
-    while values.size > _SMALL:
-        low, high = _sampled_bracket(values, k) if near is None else (near * (1 - _NEAR), near * (1 + _NEAR))
+    while values.size > SMALL:
+        low, high = _sampled_bracket(values, k) if near is None else (near * (1 - NEAR), near * (1 + NEAR))
         up_to, found = 0, []
         for start in range(0, values.size, PIECE):
             part = values[start : start + PIECE]
@@ -159,50 +145,3 @@ def _sampled_bracket(values: NDArray[Any], k: int) -> tuple[float, float]:
         float(sample[first]) if place > slack else -1.0,
         float(sample[last]) if place + slack < sample.size else math.inf,
     )
-
-
-def _radix_select(parts: Sequence[Tensor], k: int, costs: Costs | None = None) -> tuple[Tensor, Tensor]:
-    """The k-th smallest value and how many values lie strictly below it, both as 0-d tensors.
-
-    With costs every value counts as often as it costs.
-    """
-    dtype = parts[0].dtype
-    key_type = _KEYS[dtype]
-    home = parts[0].device
-    # Adding +0.0 turns -0.0, whose key would be negative, into +0.0.
-    keys = [(part + 0.0).view(key_type) for part in parts]
-    width = torch.iinfo(key_type).bits
-    prefix = torch.zeros((), dtype=torch.int64, device=home)
-    rank = torch.full((), k - 1, dtype=torch.int64, device=home)
-    below = torch.zeros((), dtype=torch.int64, device=home)
-    for shift in range(width - _DIGIT_BITS, -1, -_DIGIT_BITS):
-        counts = torch.zeros(_BINS + 1, dtype=torch.int64, device=home)
-        for i, key in enumerate(keys):
-            digits = (key >> shift).to(torch.int64)
-            if shift != width - _DIGIT_BITS:
-                # Only values that share the digits found so far still count; the rest go to a spare bin.
-                inside = (digits >> _DIGIT_BITS) == prefix.to(key.device)
-                digits = torch.where(inside, digits & (_BINS - 1), _BINS)
-            counts += _histogram(digits, 1 if costs is None else costs[i]).to(home)
-        reached = counts[:_BINS].cumsum(0)
-        digit = torch.searchsorted(reached, rank + 1)
-        before = torch.where(digit > 0, reached[(digit - 1).clamp(min=0)], 0)
-        rank, below = rank - before, below + before
-        prefix = (prefix << _DIGIT_BITS) | digit
-    value = prefix.to(key_type).reshape(1).view(dtype).reshape(())
-    return value, below
-
-
-def _histogram(digits: Tensor, cost: int | Tensor) -> Tensor:
-    """What the values with each digit cost together; exact, and in no need of the host."""
-    if isinstance(cost, int):
-        return _counts(digits) * cost
-    sums = torch.zeros(_BINS + 1, dtype=torch.int64, device=digits.device)
-    return sums.scatter_add_(0, digits.reshape(-1), cost.reshape(-1))
-
-
-def _counts(digits: Tensor) -> Tensor:
-    if digits.device.type == "cpu":
-        return torch.from_numpy(np.bincount(digits.numpy(), minlength=_BINS + 1))
-    ones = torch.ones_like(digits)  # bincount would wait for the device to learn the largest digit
-    return torch.zeros(_BINS + 1, dtype=torch.int64, device=digits.device).scatter_add_(0, digits, ones)

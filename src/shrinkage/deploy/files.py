@@ -18,8 +18,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from shrinkage.core.errors import FileError, InputError, require
+from shrinkage.core.files import writing
 from shrinkage.core.selection import unwrap
-from shrinkage.deploy.aside import writing
 from shrinkage.deploy.contents import Contents, stored
 from shrinkage.deploy.opened import TENSORS_KEY, TWIN_KEY, VERSION, VERSION_KEY, Opened, is_reserved, opened
 from shrinkage.formats.container import DTYPES, write_header

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shrinkage.core.errors import require
-from shrinkage.training.files import write
+from shrinkage.core.files import write
 
 
 @contextmanager

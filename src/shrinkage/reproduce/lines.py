@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from shrinkage.core.errors import InputError
-from shrinkage.training.files import lock
+from shrinkage.core.files import lock
 
 
 class Lines:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shrinkage.core.errors import StateError
+from shrinkage.core.files import write
 from shrinkage.data import Data
 from shrinkage.data.loader import permutation
 from shrinkage.models import build
 from shrinkage.reproduce import tasks
 from shrinkage.reproduce.trial import Trial
-from shrinkage.training.files import write
 from shrinkage.training.recipes import OPTIMIZERS, SCHEDULES
 from shrinkage.training.summary import versions
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shrinkage.core.files import write
 from shrinkage.core.tables import markdown, render
-from shrinkage.training.files import write
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Self
 
 from shrinkage.core.errors import InputError
+from shrinkage.core.files import lock, write
 from shrinkage.reproduce.entrants import ENTRANTS, recipe
 from shrinkage.reproduce.trial import Outcome, Trial, parse
-from shrinkage.training.files import lock, write
 from shrinkage.training.summary import versions
 
 _MATTER = ("shrinkage", "torch")  # another version of these may give another outcome

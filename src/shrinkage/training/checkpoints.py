@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from shrinkage.core.errors import InputError
-from shrinkage.training.files import write
+from shrinkage.core.files import write
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shrinkage.core.errors import InputError
-from shrinkage.training.files import lock
+from shrinkage.core.files import lock
 
 
 @dataclass(frozen=True)

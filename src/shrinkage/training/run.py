@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from shrinkage.core.errors import InputError
+from shrinkage.core.files import write
 from shrinkage.core.footprint import Footprint, footprint
 from shrinkage.core.selection import select
 from shrinkage.data import Data, load
@@ -26,7 +27,6 @@ from shrinkage.training import outcome as outcomes
 from shrinkage.training.callbacks import Row
 from shrinkage.training.config import RunConfig, read_yaml, resolve
 from shrinkage.training.discrete import fit_discrete, packed_bytes
-from shrinkage.training.files import write
 from shrinkage.training.fit import assemble, fit
 from shrinkage.training.folder import RunFolder
 from shrinkage.training.methods import METHODS

@@ -8,32 +8,34 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from shrinkage.core.errors import InputError, StateError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(path: Path, content: str | bytes, *, keep: Path | None = None) -> None:
-    """Write a file so that a reader, at any moment, finds the old content or the new, never a part.
+@contextlib.contextmanager
+def writing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write to that takes the place of ``path`` when the block ends, and vanishes if it fails.
+
+    A reader, at any moment, finds the old content or the new, never a part.
 
     Args:
         path: where to; its folder must exist.
-        content: text (written as UTF-8) or bytes.
         keep: where the file that is replaced goes; it is lost otherwise.
 
     Raises:
         StateError: if the disk is full or a quota is reached; what was there before is untouched.
         InputError: if the file cannot be written for another reason.
     """
-    data = content.encode() if isinstance(content, str) else content
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         aside = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
                 os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's files are private
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if keep is not None and path.exists():
@@ -44,6 +46,22 @@ def write(path: Path, content: str | bytes, *, keep: Path | None = None) -> None
             raise
     except OSError as error:
         raise _explained(error, path) from error
+
+
+def write(path: Path, content: str | bytes, *, keep: Path | None = None) -> None:
+    """Write a whole file; see :func:`writing`.
+
+    Args:
+        path: where to; its folder must exist.
+        content: text (written as UTF-8) or bytes.
+        keep: where the file that is replaced goes; it is lost otherwise.
+
+    Raises:
+        StateError: if the disk is full or a quota is reached; what was there before is untouched.
+        InputError: if the file cannot be written for another reason.
+    """
+    with writing(path, keep=keep) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager

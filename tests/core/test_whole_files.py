@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shrinkage.core.errors import InputError, StateError
-from shrinkage.training.files import write
+from shrinkage.core.files import write
 
 
 def test_the_new_content_replaces_the_old_and_nothing_else_is_left(tmp_path: Path) -> None:
