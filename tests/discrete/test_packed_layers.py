@@ -9,7 +9,6 @@ from torch import nn
 import shrinkage
 from discrete_nets import cnn, examples, layers, mlp, trainer
 from shrinkage.core.footprint import footprint
-from shrinkage.discrete.ledger import ledger
 from shrinkage.discrete.packed import PackedConv2d, PackedLayer, PackedLinear, packed, unpacked
 from shrinkage.discrete.values import value_set
 
@@ -51,29 +50,37 @@ def test_weights_take_two_bits():
     small = pack(net)
     assert small[0].codes.nbytes == 784 * 300 * 2 // 8
     parts = [module for module in small.modules() if isinstance(module, PackedLayer)]
-    assert sum(part.stored for part in parts) == sum(buffer.nbytes for buffer in small.buffers())
-    found = ledger(small, torch.randn(1, 784))
-    assert 31 < found.ratio < 32
-    assert found.bytes == sum(part.stored for part in parts)
+    found = footprint(small, torch.randn(1, 784)).total
+    assert len(parts) == 2
+    assert found.sparse_bytes == sum(buffer.nbytes for buffer in small.buffers())
+    assert (found.parameters, found.bits) == (sum(weight.numel() for weight in net.parameters()), 2)
+    assert found.nonzeros == sum(int(weight.count_nonzero()) for weight in net.parameters())
+    assert 15.5 < found.dense_bytes / found.sparse_bytes < 16
 
 
 def test_ternary_layers_add_only():
     net = cnn()
     small = pack(net)
     x, _ = examples(net, 1)
-    found = ledger(small, x)
-    whole = footprint(net, x)
-    nonzeros = [int(layer.weight.count_nonzero()) for layer in layers(net)]
-    assert [layer.nonzeros for layer in found.layers] == nonzeros
-    effective = [layer.effective_macs for layer in whole.layers if layer.kind in ("Linear", "Conv2d")]
-    assert [layer.additions for layer in found.layers] == effective
-    assert [layer.bits for layer in found.layers] == [2] * 4
+    found = footprint(small, x)
+    ours = [layer for layer in found.layers if layer.kind.startswith("Packed")]
+    whole = [layer for layer in footprint(net, x).layers if layer.kind in ("Linear", "Conv2d")]
+    assert [layer.nonzeros for layer in ours] == [layer.nonzeros for layer in whole]
+    assert [layer.parameters for layer in ours] == [layer.parameters for layer in whole]
+    assert [layer.additions for layer in ours] == [layer.effective_macs for layer in whole]
+    assert [layer.bits for layer in ours] == [2] * 4
     # What is multiplied is each output, once, by the layer's scale.
-    scaled = {layer.name: layer.macs for layer in footprint(small, x).layers if layer.kind.startswith("Packed")}
-    assert scaled == {layer.name: layer.multiplications for layer in found.layers}
-    assert list(scaled.values()) == [3 * 16, 4 * 4, 6, 3]
-    assert footprint(small, x).not_counted == ()
-    assert "additions" in str(found)
+    assert [layer.macs for layer in ours] == [3 * 16, 4 * 4, 6, 3]
+    assert found.not_counted == ()
+    assert found.total.additions == sum(layer.effective_macs for layer in whole)
+    first = ours[0]
+    assert first.energy_uj == pytest.approx((first.macs * 4.6 + first.additions * 0.9) * 1e-6)
+    assert first.energy_uj < whole[0].energy_uj
+    header, row = (str(found).splitlines()[place].split() for place in (1, 3))
+    assert (header[-5:], header[-7:-5]) == (["effective", "MACs", "additions", "energy", "µJ"], ["bits", "MACs"])
+    assert row[-3].replace(",", "") == str(first.macs)
+    assert row[-2].replace(",", "") == str(first.additions)
+    assert "additions" not in str(footprint(net, x))
     assert found.to_dict()["layers"][0]["bits"] == 2
 
 
@@ -81,9 +88,10 @@ def test_other_sets_multiply():
     net = mlp()
     small = pack(net, (-2, 0, 2))
     x, _ = examples(net, 1)
-    for layer, plain in zip(ledger(small, x).layers, layers(net), strict=True):
+    found = [layer for layer in footprint(small, x).layers if layer.kind.startswith("Packed")]
+    for layer, plain in zip(found, layers(net), strict=True):
         count = int(plain.weight.count_nonzero())
-        assert (layer.additions, layer.multiplications) == (count, count + plain.out_features)
+        assert (layer.additions, layer.macs) == (0, count + plain.out_features)
 
 
 def test_ternary_products_need_no_multiplication():

@@ -5,7 +5,7 @@ import torch
 
 from shrinkage.core.errors import InputError
 from shrinkage.training.config import resolve
-from shrinkage.training.run import network, train
+from shrinkage.training.run import inspect, network, train
 
 
 @pytest.fixture
@@ -39,6 +39,9 @@ def test_conntra_leaves_three_values_a_layer(run):
     assert summary.accuracy > 60
     assert summary.parameters / 4 < summary.bytes < summary.dense_bytes / 14
     assert summary.zeros == sum(int((p == 0).sum()) for n, p in model.named_parameters() if n.endswith("weight"))
+    total = inspect(folder.path).total
+    assert (total.bits, total.sparse_bytes, total.additions) == (2, summary.bytes, summary.macs)
+    assert ">Additions<" in folder.report.read_text()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,38 @@ class Cost:
             many MACs an entry of it takes part: one number for all entries, or an integer tensor that
             broadcasts against the weight.
         others: MACs without a weight, such as the products of queries with keys.
+        additions: those that no multiplication goes with.
     """
 
     uses: Mapping[str, int | Tensor] = field(default_factory=dict)
     others: int = 0
+    additions: int = 0
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The weights of a module that keeps them in a form of its own, in buffers.
+
+    Attributes:
+        parameters: how many numbers they stand for, biases included.
+        nonzeros: how many of those are not zero.
+        bytes: of the form.
+        bits: of a weight in it.
+    """
+
+    parameters: int
+    nonzeros: int
+    bytes: int
+    bits: int
+
+
+@runtime_checkable
+class KeepsPacked(Protocol):
+    """A module that tells what it keeps beside its parameters."""
+
+    def packed_form(self) -> Packed:
+        """What it keeps."""
+        ...
 
 
 Formula = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Cost]

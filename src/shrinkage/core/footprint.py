@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from shrinkage.core.costs import Cost, cost, has_formula
+from shrinkage.core.costs import Cost, KeepsPacked, Packed, cost, has_formula
 from shrinkage.core.errors import InputError
 from shrinkage.core.evaluation import evaluating
 from shrinkage.core.selection import unwrap
@@ -24,7 +24,11 @@ PICOJOULE_PER_MAC = 4.6
 """Energy of a 32-bit floating-point multiply (3.7 pJ) and add (0.9 pJ) at 45 nm and 0.9 V: M. Horowitz,
 "Computing's energy problem (and what we can do about it)", ISSCC 2014. Moving data is not included."""
 
+PICOJOULE_PER_ADDITION = 0.9
+"""Energy of a 32-bit floating-point add alone, from the same table."""
+
 _VALUE_BYTES = 4  # float32
+_NOTHING = Packed(parameters=0, nonzeros=0, bytes=0, bits=0)
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,13 @@ class Layer:
             shared with an earlier module counts there only.
         nonzeros: how many of them are not zero.
         dense_bytes: bytes of all of them as float32.
-        sparse_bytes: bytes in the smallest of three forms, tensor by tensor; see :func:`sparse_bytes`.
+        sparse_bytes: bytes in the smallest of three forms, tensor by tensor, see :func:`sparse_bytes`; of packed
+            weights, as they are.
         macs: multiply–accumulates of the forward pass.
         effective_macs: those whose weight is not zero.
         counted: False where parameters are there but no formula tells their MACs.
+        additions: those that no multiplication goes with: what packed weights of −1, 0 and 1 need.
+        bits: of a packed weight; None where weights are not packed, or not all by as many bits.
     """
 
     name: str
@@ -53,6 +60,8 @@ class Layer:
     macs: int
     effective_macs: int
     counted: bool = True
+    additions: int = 0
+    bits: int | None = None
 
     @property
     def sparsity(self) -> float:
@@ -61,13 +70,14 @@ class Layer:
 
     @property
     def energy_uj(self) -> float:
-        """Energy of the effective MACs in microjoule, at :data:`PICOJOULE_PER_MAC`."""
-        return self.effective_macs * PICOJOULE_PER_MAC * 1e-6
+        """Energy of effective MACs and additions in microjoule, by :data:`PICOJOULE_PER_MAC` and
+        :data:`PICOJOULE_PER_ADDITION`."""
+        return (self.effective_macs * PICOJOULE_PER_MAC + self.additions * PICOJOULE_PER_ADDITION) * 1e-6
 
     @property
     def dense_energy_uj(self) -> float:
-        """Energy of all MACs in microjoule, at :data:`PICOJOULE_PER_MAC`."""
-        return self.macs * PICOJOULE_PER_MAC * 1e-6
+        """The same with all MACs."""
+        return (self.macs * PICOJOULE_PER_MAC + self.additions * PICOJOULE_PER_ADDITION) * 1e-6
 
     def to_dict(self) -> dict[str, Any]:
         """All of the above under the same names; numbers, texts and booleans only."""
@@ -96,6 +106,7 @@ class Footprint:
         def total(field: str) -> int:
             return sum(getattr(layer, field) for layer in self.layers)
 
+        bits = {layer.bits for layer in self.layers if layer.parameters}
         return Layer(
             "total",
             self.model,
@@ -106,6 +117,8 @@ class Footprint:
             macs=total("macs"),
             effective_macs=total("effective_macs"),
             counted=not self.not_counted,
+            additions=total("additions"),
+            bits=bits.pop() if len(bits) == 1 else None,
         )
 
     @property
@@ -122,19 +135,24 @@ class Footprint:
             "total": self.total.to_dict(),
             "macs_not_counted": list(self.not_counted),
             "picojoule_per_mac": PICOJOULE_PER_MAC,
+            "picojoule_per_addition": PICOJOULE_PER_ADDITION,
         }
 
     def __str__(self) -> str:
+        packed = any(layer.bits for layer in self.layers)
+
         def row(layer: Layer) -> list[object]:
-            macs = [layer.macs, layer.effective_macs, layer.energy_uj]
+            macs = [layer.macs, layer.effective_macs, *([layer.additions] if packed else []), layer.energy_uj]
             return [
                 layer.name or "(model)", layer.kind, layer.parameters, layer.nonzeros,
                 f"{100 * layer.sparsity:.2f} %" if layer.parameters else None, layer.dense_bytes, layer.sparse_bytes,
-                *(macs if layer.counted or layer.macs else [None] * 3),
+                *([layer.bits] if packed else []),
+                *(macs if layer.counted or layer.macs else [None] * len(macs)),
             ]  # fmt: skip
 
-        header = ["layer", "kind", "parameters", "non-zeros", "sparsity", "bytes", "sparse bytes", "MACs",
-                  "effective MACs", "energy µJ"]  # fmt: skip
+        header = ["layer", "kind", "parameters", "non-zeros", "sparsity", "bytes", "sparse bytes",
+                  *(["bits"] if packed else []), "MACs", "effective MACs", *(["additions"] if packed else []),
+                  "energy µJ"]  # fmt: skip
         shapes = ", ".join(str(shape) for shape in self.example)
         table = render(
             header,
@@ -156,7 +174,7 @@ def footprint(model: nn.Module, example: Any) -> Footprint:
     computes by functions count too, for the innermost module, as if nothing in them were zero. A
     module with parameters and neither is listed as not counted.
 
-    Parameters are counted as float32, whatever their type; buffers are not counted.
+    Parameters are counted as float32, whatever their type; buffers are not counted, but for packed weights.
 
     Args:
         model: any module; wrappers of ``torch.compile`` and DDP are looked through.
@@ -233,6 +251,7 @@ class Trace:
     def __init__(self) -> None:
         self.uses: dict[nn.Module, dict[str, int | Tensor]] = defaultdict(dict)
         self.others: dict[nn.Module, int] = defaultdict(int)
+        self.additions: dict[nn.Module, int] = defaultdict(int)
         self.costed: set[nn.Module] = set()
         self.running: list[nn.Module] = []
 
@@ -261,6 +280,7 @@ class Trace:
             return
         self.costed.add(module)
         self.others[module] += found.others
+        self.additions[module] += found.additions
         for name, uses in found.uses.items():
             path, _, parameter = name.rpartition(".")
             owner = module.get_submodule(path)
@@ -325,19 +345,22 @@ def _layers(model: nn.Module, trace: Trace) -> Iterator[Layer]:
             else:
                 macs += int(uses.expand_as(weight).sum())
                 effective += int(((weight != 0) * uses).sum())
-        has_parameters = next(module.parameters(recurse=False), None) is not None
+        form = module.packed_form() if isinstance(module, KeepsPacked) else _NOTHING
+        has_parameters = form.parameters or next(module.parameters(recurse=False), None) is not None
         if not has_parameters and not macs:
             continue
         yield Layer(
             name,
             type(module).__name__,
-            parameters=sum(p.numel() for p in own),
-            nonzeros=sum(int(torch.count_nonzero(p)) for p in own),
-            dense_bytes=sum(_VALUE_BYTES * p.numel() for p in own),
-            sparse_bytes=sum(map(sparse_bytes, own)),
+            parameters=(count := form.parameters + sum(p.numel() for p in own)),
+            nonzeros=form.nonzeros + sum(int(torch.count_nonzero(p)) for p in own),
+            dense_bytes=_VALUE_BYTES * count,
+            sparse_bytes=form.bytes + sum(map(sparse_bytes, own)),
             macs=macs,
             effective_macs=effective,
             counted=module in trace.costed or bool(macs),
+            additions=trace.additions[module],
+            bits=form.bits or None,
         )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shrinkage.core.costs import Cost, register_cost
+from shrinkage.core.costs import Cost, Packed, register_cost
 from shrinkage.core.selection import unwrap
 from shrinkage.discrete.chain import Layer, chain
 from shrinkage.discrete.values import ValueSet
@@ -83,10 +83,16 @@ class PackedLayer(nn.Module):
         parts = [self.codes[first : first + _ROWS] for first in range(0, self.rows, _ROWS)]
         return sum(int((unpack_codes(part, self.columns, self.values.bits) != zero).sum()) for part in parts)
 
-    @property
-    def stored(self) -> int:
-        """Bytes of codes, scale and bias."""
-        return sum(buffer.nbytes for buffer in self.buffers())
+    def packed_form(self) -> Packed:
+        """What codes, scale and bias stand for, and take."""
+        bias = self.bias_vector()
+        count, nonzeros = (0, 0) if bias is None else (bias.numel(), int(bias.count_nonzero()))
+        return Packed(
+            parameters=self.rows * self.columns + count,
+            nonzeros=self.nonzeros + nonzeros,
+            bytes=sum(buffer.nbytes for buffer in self.buffers()),
+            bits=self.values.bits,
+        )
 
     def extra_repr(self) -> str:
         """What is printed of it."""
@@ -239,6 +245,9 @@ def _filled(layer: _L, source: PackedLayer) -> _L:
 
 @register_cost(PackedLayer)
 def _packed(module: PackedLayer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Cost:
-    """Multiplications: the scale of each output; with other values than −1, 0 and 1 one for each weight as well."""
-    products = 0 if module.values.signs else module.nonzeros * (output.numel() // module.rows)
+    """One multiplication by the scale for each output, and for each weight that is not zero an addition, or with other
+    values than −1, 0 and 1 a multiplication as well; the tables that are summed up here are not counted."""
+    products = module.nonzeros * (output.numel() // module.rows)
+    if module.values.signs:
+        return Cost(others=output.numel(), additions=products)
     return Cost(others=products + output.numel())

@@ -77,10 +77,9 @@ def fit_discrete(
     return model, Outcome(score, validated, rows[-1]["seconds"], rows, figures)
 
 
-def packed_bytes(model: nn.Module) -> int:
-    """What a network that was trained here takes with its weights packed at two bits each."""
-    packed = CoNNTrA(copy.deepcopy(model), start="round").packed()
-    return sum(tensor.numel() * tensor.element_size() for tensor in packed.state_dict().values())
+def packed(model: nn.Module) -> nn.Module:
+    """A network that was trained here with its weights packed at two bits each."""
+    return CoNNTrA(copy.deepcopy(model), start="round").packed()
 
 
 def _row(sweep: Sweep, epoch: int, score: float, held_out: bool, sparsity: float) -> Row:

@@ -62,6 +62,8 @@ def _headlines(summary: Summary) -> Sequence[Headline]:
 
 
 def _costs(ledger: Footprint) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    packed = any(layer.bits for layer in ledger.layers)
+
     def row(layer: Layer) -> list[str]:
         return [
             layer.name or "(model)",
@@ -70,13 +72,16 @@ def _costs(ledger: Footprint) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
             f"{layer.nonzeros:,}",
             f"{layer.dense_bytes:,}",
             f"{layer.sparse_bytes:,}",
+            *([str(layer.bits or "")] if packed else []),
             f"{layer.macs:,}",
             f"{layer.effective_macs:,}",
+            *([f"{layer.additions:,}"] if packed else []),
             f"{layer.energy_uj:.3g}",
         ]
 
-    header = ["Layer", "Kind", "Parameters", "Non-zeros", "Bytes", "Sparse bytes", "MACs", "Effective MACs",
-              "Energy, µJ"]  # fmt: skip
+    bits, additions = (["Bits"], ["Additions"]) if packed else ([], [])
+    header = ["Layer", "Kind", "Parameters", "Non-zeros", "Bytes", "Sparse bytes", *bits, "MACs",
+              "Effective MACs", *additions, "Energy, µJ"]  # fmt: skip
     return header, [*map(row, ledger.layers), row(ledger.total)]
 
 

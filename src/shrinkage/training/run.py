@@ -26,7 +26,7 @@ from shrinkage.training import folder as folders
 from shrinkage.training import outcome as outcomes
 from shrinkage.training.callbacks import Row
 from shrinkage.training.config import RunConfig, read_yaml, resolve
-from shrinkage.training.discrete import fit_discrete, packed_bytes
+from shrinkage.training.discrete import fit_discrete, packed
 from shrinkage.training.fit import assemble, fit
 from shrinkage.training.folder import RunFolder
 from shrinkage.training.methods import METHODS
@@ -134,7 +134,7 @@ def inspect(path: Path) -> Footprint:
         InputError: as :func:`network`.
     """
     model, summary = network(path)
-    return footprint(model, torch.zeros(1, *summary.input_shape))
+    return _footprint(model, summary.method, summary.input_shape)
 
 
 def _run(
@@ -200,6 +200,12 @@ def _ignore(what: object) -> None:
     pass
 
 
+def _footprint(model: nn.Module, method: str, input_shape: tuple[int, ...]) -> Footprint:
+    """What a network costs in the form that its method is for."""
+    form = packed(model) if METHODS[method].removes == "precision" else model
+    return footprint(form, torch.zeros(1, *input_shape))
+
+
 def _methods(config: RunConfig) -> Iterator[str]:
     """What is to be trained, in this order."""
     yield config.method
@@ -216,12 +222,12 @@ def _conclude(
 ) -> Summary:
     """Write the summary, the metrics and the report of what has been trained so far."""
     model = _restore(folder, config, data)
-    ledger = footprint(model, torch.zeros(1, *data.input_shape))
+    ledger = _footprint(model, config.method, data.input_shape)
     outcome = done[config.method]
     dense = done.get("dense") if config.method != "dense" else None
     zeros = sum(layer.zeros for layer in outcome.figures.layers)
     weights = sum(layer.weights for layer in outcome.figures.layers)
-    total = whole = ledger.total
+    total = whole = footprint(model, torch.zeros(1, *data.input_shape)).total
     if METHODS[config.method].removes == "neurons":  # what is gone counts as zeros
         with torch.random.fork_rng(devices=[]):
             begun = build(config.model, data)
@@ -241,7 +247,7 @@ def _conclude(
         weights=weights,
         parameters=whole.parameters,
         nonzeros=total.nonzeros,
-        bytes=packed_bytes(model) if METHODS[config.method].removes == "precision" else total.sparse_bytes,
+        bytes=ledger.total.sparse_bytes,
         dense_bytes=whole.dense_bytes,
         macs=total.effective_macs,
         dense_macs=whole.macs,
