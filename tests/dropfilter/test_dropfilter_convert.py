@@ -310,7 +310,7 @@ def test_rates_that_cannot_be_are_refused():
     for arguments in ((0.4, 1.01, 0.3), (0.0, 1.01, 0.3), (0.1, 1.01, 1.0), (-0.1,)):
         with pytest.raises(InputError, match="rate"):
             Growing(*arguments)
-    for factor in (0.9, float("inf"), float("nan")):
+    for factor in (0.9, float("inf"), float("nan"), "1.01"):
         with pytest.raises(InputError, match="at least 1"):
             Growing(factor=factor)
     with pytest.raises(InputError, match="counted from 0, got -1"):
@@ -326,3 +326,32 @@ def test_every_public_name_has_a_docstring():
         thing = getattr(dropfilter, name)
         if isinstance(thing, type) or callable(thing):
             assert len(thing.__doc__ or "") > 20, name
+
+
+def test_code_compiled_for_a_plain_model_is_not_taken_for_a_converted_one():
+    x = torch.randn(2, 1, 8, 8)
+    torch.compiler.reset()
+    torch.compile(small(), backend="eager")(x)
+    model = small()
+    convert(model, 0.5)
+    compiled = torch.compile(model, backend="eager")
+    assert not torch.equal(compiled(x), compiled(x))
+    plain = torch.compile(small(), backend="eager")
+    plain.train()
+    assert torch.equal(plain(x), plain(x))
+    revert(model)
+    convert(model, 0.5)  # the compiled code has seen other hooks
+    assert not torch.equal(compiled(x), compiled(x))
+
+
+def test_a_model_with_a_compiled_part_is_refused():
+    model = nn.Sequential(torch.compile(small(), backend="eager"), nn.Flatten())
+    with pytest.raises(InputError, match="convert the model first, then compile"):
+        convert(model, 0.1)
+    assert dropping(model).layers == ()
+
+
+@pytest.mark.parametrize("layers", [[], 0, [1], ()])
+def test_choices_that_are_none_are_refused(layers):
+    with pytest.raises(InputError, match="layers must be a pattern, a type, a function"):
+        convert(small(), 0.1, layers)

@@ -189,7 +189,6 @@ def test_scaled_masks_of_gradients_have_the_mean_1():
     assert masks.var().item() == pytest.approx(0.25, rel=5 * (2 / 2400) ** 0.5)
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch says it once a process
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 3),
@@ -242,6 +241,19 @@ def test_a_layer_without_bias_and_an_example_without_batch(kind):
     layer(torch.randn(3, 5, 5)).sum().backward()
     assert layer.weight.grad is not None
     assert layer(torch.randn(2, 3, 5, 5)).shape == (2, 4, 3, 3)
+
+
+@pytest.mark.parametrize("kind", [DropFilterConv2d, DropFilterPlusConv2d])
+def test_an_empty_batch_and_an_input_that_is_too_small_are_what_they_are_to_a_plain_layer(kind):
+    layer = kind(2, 3, 3, p=0.5)
+    assert layer(torch.randn(0, 2, 5, 5)).shape == (0, 3, 3, 3)
+    for side in (1, 2):
+        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+            layer(torch.randn(1, 2, side, side))
+
+
+def test_a_rate_just_below_1_drops_nearly_all():
+    assert kept(torch.empty(1000), 1 - 1e-11).sum() == 0
 
 
 @pytest.mark.parametrize("kind", [kind for _, kind in [*CONVOLUTIONS, *PLUS]] + [DropFilterLinear])

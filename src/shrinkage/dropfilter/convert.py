@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from shrinkage.core.errors import InputError
@@ -72,7 +74,7 @@ def convert(
 
     No module is replaced and none changes its class; parameters, their names and the ``state_dict`` stay as they are.
     The layers get hooks, which travel with copies and pickles of the model; :func:`revert` takes them away. Call it
-    before ``torch.compile``.
+    before ``torch.compile``; what was compiled before, of whatever model, is compiled anew when it is next called.
 
     Args:
         model: any module; wrappers of DDP are looked through.
@@ -101,7 +103,7 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     inner = unwrap(model)
-    if hasattr(model, "_orig_mod") or any(module._compiled_call_impl is not None for module in inner.modules()):
+    if _is_compiled(model) or any(map(_is_compiled, inner.modules())):
         raise InputError(
             "the model is compiled, and compiled code does not see what is added later: convert the model first, then "
             "compile it"
@@ -110,6 +112,8 @@ def convert(
     chosen = [(name, module, make(p, scaling)) for name, module in _chosen(inner, layers, plus)]
     for _, module, rule in chosen:
         rule.attach(module)
+    if "torch._dynamo" in sys.modules:  # code compiled for a plain model would run for this one, without hooks
+        torch.compiler.reset()
     return Dropping(tuple(_dropped(*item) for item in chosen))
 
 
@@ -199,6 +203,10 @@ def _chosen(model: nn.Module, layers: Choice | Iterable[Choice] | None, plus: bo
             yield name, module
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
 def _is_convolution(name: str, module: nn.Module) -> bool:
     return isinstance(module, CONVOLUTIONS)
 
@@ -206,7 +214,10 @@ def _is_convolution(name: str, module: nn.Module) -> bool:
 def _as_choices(layers: Choice | Iterable[Choice]) -> list[Choice]:
     if isinstance(layers, str | type):
         return [layers]
-    return [layers] if callable(layers) else list(layers)
+    choices = [layers] if callable(layers) else list(layers) if isinstance(layers, Iterable) else []
+    if not choices or not all(isinstance(choice, str | type) or callable(choice) for choice in choices):
+        raise InputError(f"layers must be a pattern, a type, a function of (path, module) or several, got {layers!r}")
+    return choices
 
 
 def _is_able(module: nn.Module, able: tuple[type[nn.Module], ...]) -> bool:

@@ -44,7 +44,7 @@ def kept(like: Tensor, p: float) -> Tensor:
     """
     if not _fast(like):
         return (torch.rand_like(like, dtype=torch.float32) >= p).to(like.dtype)
-    least = round(p * 2.0**32) - 2**31
+    least = min(round(p * 2.0**32), 2**32 - 1) - 2**31
     return torch.ge(_bits(like, torch.int32), least, out=torch.empty_like(like, requires_grad=False))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from shrinkage.core.errors import InputError
@@ -34,8 +35,9 @@ class Growing:
     def __post_init__(self) -> None:
         if not 0 < check_rate(self.start) <= check_rate(self.most):
             raise InputError(f"the rate cannot grow from start={self.start} to most={self.most}; 0 < start <= most < 1")
-        if not 1 <= self.factor < float("inf"):
-            raise InputError(f"factor must be a number of at least 1, such as 1.01 for 1 % an epoch, got {self.factor}")
+        number = isinstance(self.factor, int | float) and not isinstance(self.factor, bool)
+        if not number or not 1 <= self.factor < math.inf:
+            raise InputError(f"factor must be a number of at least 1, 1.01 for 1 % an epoch, got {self.factor!r}")
 
     def __call__(self, epoch: int) -> float:
         """The rate of an epoch, counted from 0.
