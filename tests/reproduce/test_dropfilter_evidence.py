@@ -64,6 +64,17 @@ def test_a_part_becomes_a_table_and_is_not_run_twice(tiny, tmp_path, monkeypatch
     json.dumps(table.to_dict())
 
 
+def test_the_learning_rate_is_chosen_together_with_the_rate(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(PARTS, "tiny", replace(TINY, methods=("none", "dropfilter"), lrs=(0.05, 1e-9)))
+    (table,) = go(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "tiny.jsonl").read_text().splitlines()]
+    tried = {(line["settings"]["p"], line["settings"]["lr"]) for line in lines if line["settings"]["validation"]}
+    assert tried == {(p, lr) for p in (0.0, *regularized.RATES) for lr in (0.05, 1e-9)}
+    assert {row.lr for row in table.rows} == {0.05}  # at the other nothing is learned
+    assert "learning rate" in str(table)
+    assert "learning rate" not in str(Table("x", (Row("none", 0.0, None, (90.0,), 99.0, ()),)))
+
+
 def test_lines_that_cannot_be_used_are_told_of_and_run_again(tiny, tmp_path):
     (table,) = go(tmp_path)
     path = tmp_path / "tiny.jsonl"
@@ -128,7 +139,7 @@ def test_the_two_forms_are_compared_on_the_layers_of_a_trained_network(tiny):
 
 
 def test_tables_print_what_there_is():
-    table = Table("x", (Row("none", 0.0, (90.0,), 99.0, ()), Row("dropfilter", 0.1, (91.0,), 98.0, (1.0,))))
+    table = Table("x", (Row("none", 0.0, None, (90.0,), 99.0, ()), Row("dropfilter", 0.1, None, (91.0,), 98.0, (1.0,))))
     assert "+1.00" in str(table)
     assert Noise("x", ()).to_dict() == {"title": "x", "rows": []}
 

@@ -45,6 +45,7 @@ class Row:
     Attributes:
         method: its name.
         p: the rate that was chosen.
+        lr: the learning rate that was chosen; None where all have the same.
         scores: test accuracy in percent by seed.
         train: accuracy in percent on the training images, the mean over seeds.
         over: difference to the first regulariser of the table in points, by seed; empty for that one itself.
@@ -52,6 +53,7 @@ class Row:
 
     method: str
     p: float
+    lr: float | None
     scores: tuple[float, ...]
     train: float
     over: tuple[float, ...]
@@ -75,10 +77,12 @@ class Table:
 
     def sheet(self) -> Sheet:
         """As a table."""
+        tuned = any(row.lr for row in self.rows)
         rows = [
             [
                 REGULARISERS[row.method].title,
                 row.p or None,
+                *([row.lr] if tuned else []),
                 mean(row.scores),
                 mean(row.over, sign="+"),
                 f"{row.train:.2f} %",
@@ -86,7 +90,14 @@ class Table:
             for row in self.rows
         ]
         first = REGULARISERS[self.rows[0].method].title
-        header = ["regulariser", "rate", "test accuracy", f"over {first}", "training accuracy"]
+        header = [
+            "regulariser",
+            "rate",
+            *(["learning rate"] if tuned else []),
+            "test accuracy",
+            f"over {first}",
+            "training accuracy",
+        ]
         return Sheet(f"{self.title} (mean ± standard error of {len(self.rows[0].scores)} seeds)", header, rows)
 
     def __str__(self) -> str:
@@ -195,7 +206,8 @@ def noise(name: str, data_dir: Path | None, where: torch.device, rates: Sequence
 
 def _title(trial: Trial) -> str:
     judged = "held-out" if trial.validation else "test"
-    return f"{REGULARISERS[trial.method].title} at {trial.p:g}, seed {trial.seed}, {judged} images"
+    speed = "" if trial.lr is None else f", learning rate {trial.lr:g}"
+    return f"{REGULARISERS[trial.method].title} at {trial.p:g}{speed}, seed {trial.seed}, {judged} images"
 
 
 def _score(outcome: Mapping[str, Any]) -> str:
@@ -203,24 +215,29 @@ def _score(outcome: Mapping[str, Any]) -> str:
 
 
 def _compare(name: str, part: Part, runner: Runner) -> Table:
-    def tuning(method: str) -> dict[float, list[Trial]]:
-        rates, seeds = REGULARISERS[method].rates, range(_TUNING_SEED, _TUNING_SEED + part.tuning_seeds)
-        return {p: [Trial(name, method, p, seed, True) for seed in seeds] for p in rates}
+    def choices(method: str) -> list[tuple[float, float | None]]:
+        return [(p, lr) for p in REGULARISERS[method].rates for lr in part.lrs or (None,)]
+
+    def tuning(method: str) -> dict[tuple[float, float | None], list[Trial]]:
+        seeds = range(_TUNING_SEED, _TUNING_SEED + part.tuning_seeds)
+        return {(p, lr): [Trial(name, method, p, seed, True, lr) for seed in seeds] for p, lr in choices(method)}
 
     def known(trials: Iterable[Trial]) -> dict[Trial, Outcome]:
         wanted = list(trials)
         return dict(zip(wanted, runner.all(wanted), strict=True))
 
-    searched = [method for method in part.methods if part.tuning_seeds and len(REGULARISERS[method].rates) > 1]
+    searched = [method for method in part.methods if part.tuning_seeds and len(choices(method)) > 1]
     tried = known(trial for method in searched for trials in tuning(method).values() for trial in trials)
-    chosen = {method: REGULARISERS[method].rates[0] for method in part.methods}
+    chosen = {method: choices(method)[0] for method in part.methods}
     for method in searched:
         means = {
-            p: statistics.mean(tried[trial]["accuracy"] for trial in trials) for p, trials in tuning(method).items()
+            choice: statistics.mean(tried[trial]["accuracy"] for trial in trials)
+            for choice, trials in tuning(method).items()
         }
-        chosen[method] = max(means, key=lambda p: (means[p], -p))
+        chosen[method] = max(means, key=means.__getitem__)  # of equals the first: the lower rates
     final = {
-        method: [Trial(name, method, p, seed, False) for seed in range(part.seeds)] for method, p in chosen.items()
+        method: [Trial(name, method, p, seed, False, lr) for seed in range(part.seeds)]
+        for method, (p, lr) in chosen.items()
     }
     # Seed by seed, so that what is interrupted has all regularisers.
     done = known(trials[seed] for seed in range(part.seeds) for trials in final.values())
@@ -231,5 +248,5 @@ def _compare(name: str, part: Part, runner: Runner) -> Table:
         pairs = zip(scores[method], scores[first], strict=True)
         over = () if method == first else tuple(ours - theirs for ours, theirs in pairs)
         learned = statistics.mean(done[trial]["train_accuracy"] for trial in final[method])
-        rows.append(Row(method, chosen[method], scores[method], learned, over))
+        rows.append(Row(method, *chosen[method], scores[method], learned, over))
     return Table(part.title, tuple(rows))

@@ -75,6 +75,7 @@ class Part:
         epochs: passes over them.
         batch_size: images an optimiser step.
         lr: learning rate before the schedule.
+        lrs: learning rates to choose from in its place, together with the rate.
         methods: of :data:`REGULARISERS`; the first is the one that the others are compared with.
         seeds: trainings of the table for each.
         tuning_seeds: trainings of each rate to choose by; 0: the first rate.
@@ -94,6 +95,7 @@ class Part:
     tuning_seeds: int = 1
     held_out: int = 5000
     halved: bool = False
+    lrs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,14 @@ _SCALINGS = (
 PARTS: Mapping[str, Part] = {
     "quick": Part("a small CNN on 200 digits", "digits", "small-cnn", 200, 40, 25, 0.05, _ALL, 5, 2, held_out=600),
     "quick-scaling": Part(
-        "a small CNN on 200 digits, by scaling", "digits", "small-cnn", 200, 40, 25, 0.05, _SCALINGS, 5, 2, held_out=600
+        "a small CNN on 200 digits, by scaling", "digits", "small-cnn", 200, 40, 25, 0.05, _SCALINGS, 5, 1, 600,
+        lrs=(0.05, 0.1, 0.2, 0.4),
     ),
     "mnist-1000": Part("a small CNN on 1,000 images of MNIST", "mnist", "small-cnn", 1000, 60, 50, 0.05, _ALL),
     "lenet-5-1000": Part("LeNet-5 on 1,000 images of MNIST", "mnist", "lenet-5", 1000, 60, 50, 0.05, _ALL),
     "scaling": Part(
-        "a small CNN on 1,000 images of MNIST, by scaling", "mnist", "small-cnn", 1000, 60, 50, 0.05, _SCALINGS
+        "a small CNN on 1,000 images of MNIST, by scaling", "mnist", "small-cnn", 1000, 60, 50, 0.05, _SCALINGS,
+        lrs=(0.05, 0.1, 0.2, 0.4),
     ),
     "mnist": Part("a small CNN on MNIST", "mnist", "small-cnn", None, 10, 128, 0.05, _ALL),
     "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 10, 128, 0.05, _ALL),
@@ -200,6 +204,7 @@ class Trial:
         p: its rate.
         seed: of weights, images, order and masks.
         validation: whether it is judged by held-out training images instead of the test images.
+        lr: learning rate before the schedule; None: the part's.
     """
 
     part: str
@@ -207,12 +212,18 @@ class Trial:
     p: float
     seed: int
     validation: bool
+    lr: float | None = None
+
+    @property
+    def start(self) -> float:
+        """The learning rate that it begins with."""
+        return PARTS[self.part].lr if self.lr is None else self.lr
 
     def settings(self) -> dict[str, Any]:
         """As plain values; what the part says belongs to them."""
         part = dataclasses.asdict(PARTS[self.part])
-        own = {key: part[key] for key in ("data", "model", "images", "epochs", "batch_size", "lr", "halved")}
-        return {**dataclasses.asdict(self), **own}
+        own = {key: part[key] for key in ("data", "model", "images", "epochs", "batch_size", "halved")}
+        return {**dataclasses.asdict(self), **own, "lr": self.start}
 
 
 def find(name: str) -> Part:
@@ -265,7 +276,7 @@ def train(trial: Trial, data: Data, where: torch.device) -> tuple[nn.Module, Spl
         permutation(len(data.train), trial.seed)[: part.images]
     )  # fmt: skip
     x, y = images.x.to(where), images.y.to(where)
-    optimizer = torch.optim.SGD(model.parameters(), part.lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(model.parameters(), trial.start, momentum=0.9, weight_decay=5e-4)
     steps, rate = -(-len(y) // part.batch_size), dropfilter.Growing()
     model.train()
     for epoch in range(part.epochs):
@@ -274,7 +285,7 @@ def train(trial: Trial, data: Data, where: torch.device) -> tuple[nn.Module, Spl
         order = permutation(len(y), trial.seed, epoch).to(where)
         for step, index in enumerate(torch.split(order, part.batch_size)):
             done = (epoch * steps + step) / (part.epochs * steps)
-            optimizer.param_groups[0]["lr"] = part.lr * (halving(epoch) if part.halved else cosine(done))
+            optimizer.param_groups[0]["lr"] = trial.start * (halving(epoch) if part.halved else cosine(done))
             optimizer.zero_grad()
             loss(model, data, x[index], y[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
