@@ -45,6 +45,12 @@ def test_the_lead_is_over_the_best_other_on_the_same_seeds(table):
     assert "+0.67 ± 0.17 points (3 pairs)" in " ".join(table.remarks("halo"))
 
 
+def test_means_of_unlike_numbers_of_trainings_are_told_of(table):
+    assert "not all means are of as many trainings: of 1 to 3" in table.remarks("halo")
+    even = Table([outcome(90.0, seed=seed, method=method) for seed in range(2) for method in ("halo", "set")])
+    assert not any("as many trainings" in remark for remark in even.remarks("halo"))
+
+
 def test_a_lead_counts_common_seeds_only():
     table = Table([outcome(90.0, seed=0), outcome(99.0, seed=1), outcome(80.0, seed=0, method="gradual")])
     assert table.lead("halo", 0.9) == ("gradual", 10.0, None, 1)

@@ -139,6 +139,9 @@ class Table:
                     f"{100 * sparsity:g} %: {entrants.find(first).title} over {entrants.find(other).title}, the best "
                     f"other: {difference:+.2f}{spread} points ({pairs} pairs)"
                 )
+        counts = sorted({len(cell.scores) + len(cell.failures) for cell in self.cells.values()})
+        if len(counts) > 1:
+            said.append(f"not all means are of as many trainings: of {counts[0]} to {counts[-1]}")
         if remark := mixed(self.outcomes):
             said.append(remark)
         return said
