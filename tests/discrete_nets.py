@@ -68,3 +68,8 @@ def total(net, x, y, temperature=1.0):
 
 def layers(net):
     return [stage.layer for stage in chain(net).stages]
+
+
+def kept(cache):
+    """All that a cache keeps."""
+    return [*cache._inputs, *cache._padded, *cache._z, *cache._z_of, cache._outputs, cache.losses]

@@ -140,6 +140,74 @@ def test_a_driver_leaves_free_numbers_to_the_loop():
     assert torch.allclose(method.packed().eval()(x), net.eval()(x), atol=1e-4)
 
 
+def fit(x=None, y=None, **options):
+    """One sweep of a small network over four examples."""
+    x = torch.zeros(4, 5).double() if x is None else x
+    return CoNNTrA(mlp()).fit(x, torch.tensor([0, 1, 2, 0]) if y is None else y, **options)
+
+
+def test_labels_may_be_of_any_whole_numbers():
+    kinds = (torch.int64, torch.int32, torch.uint8)
+    losses = {fit(y=torch.tensor([0, 1, 2, 0], dtype=kind)).sweeps[-1].loss for kind in kinds}
+    assert len(losses) == 1
+
+
+def norm_loop(net, x, y):
+    def train(model, run):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run.attach(optimizer)
+        for _ in range(run.steps):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+    return train
+
+
+def test_what_run_has_pruned_stays_pruned_in_fit():
+    net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(200, 6)
+    y = ((x[:, 0] > x[:, 1]) ^ (torch.rand(200) < 0.25)).long()
+    method = CoNNTrA(sparsity=0.5, rounds=2, data=(x, y))
+    assert method.run(net, norm_loop(net, x, y), 5).sparsity == 0.5
+    pruned, before = net[0].weight == 0, net[0].weight.detach().clone()
+    for variant in ("gradient", "exhaustive"):
+        result = method.fit(x, 1 - y, variant=variant)
+        assert result.sparsity == 0.5
+        assert torch.equal(net[0].weight == 0, pruned)
+    assert not torch.equal(net[0].weight, before)
+
+
+def test_with_a_sparsity_biases_may_be_zero_though_weights_may_not():
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+    x = torch.randn(60, 6)
+    seen = []
+
+    def train(model, run):
+        seen.append([parameter.detach().clone() for parameter in model.parameters()])
+        norm_loop(net, x, (x[:, 0] > 0).long())(model, run)
+
+    CoNNTrA(sparsity=0.5, rounds=2, data=(x, (x[:, 0] > 0).long())).run(net, train, 1)
+    weight, bias, _, other = seen[0]
+    assert (weight != 0).all()
+    assert (bias == 0).all()
+    assert (other == 0).all()
+    moved = torch.cat([layer.bias for layer in (net[0], net[2])])
+    assert len(moved.abs().unique()) > 1  # zero and not
+    assert (moved == 0).any()
+
+
+def test_the_temperature_of_separable_batches_has_bounds():
+    x, held_out = torch.randn(300, 6), torch.randn(2000, 6)
+    for batch, variant in ((30, "gradient"), (None, "exhaustive")):
+        net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 2))
+        method = CoNNTrA(net, variant=variant)
+        method.fit(x, (x[:, 0] > x[:, 1]).long(), sweeps=8, batch=batch)
+        loss = nn.functional.cross_entropy(net(held_out), (held_out[:, 0] > held_out[:, 1]).long())
+        assert loss < 0.5
+        assert net(held_out).abs().max() < 60
+
+
 class Odd(nn.Module):
     def forward(self, x):
         return x
@@ -158,6 +226,11 @@ class Odd(nn.Module):
         (lambda: CoNNTrA(mlp(), scale="row"), ["'layer'", "row"]),
         (lambda: CoNNTrA(mlp(), start="ones"), ["random, round", "ones"]),
         (lambda: CoNNTrA(mlp(), temperature=0), ["greater than 0", "got 0"]),
+        (lambda: CoNNTrA(mlp(), temperature="1"), ["greater than 0", "got '1'"]),
+        (lambda: CoNNTrA(mlp(), values=(-1e-200, 1e-200)), ["between 1e-30 and 1e+30", "1e-200"]),
+        (lambda: CoNNTrA(mlp(), values=(-1e200, 1e200)), ["between 1e-30 and 1e+30", "1e+200"]),
+        (lambda: CoNNTrA(mlp(torch.bfloat16), values=range(256)), ["256 values", "bfloat16", "'0'", "model.float()"]),
+        (lambda: CoNNTrA(cnn().to(memory_format=torch.channels_last)), ["'weight' of '2'", "contiguous_format"]),
         (lambda: CoNNTrA(mlp(), seed=-1), ["seed", "-1"]),
         (lambda: CoNNTrA(sparsity=0.5, rounds=1), ["rounds", "at least 2"]),
         (lambda: CoNNTrA(values=(-1, 1), sparsity=0.5), ["needs zero", "(-1, 1)"]),
@@ -172,6 +245,15 @@ class Odd(nn.Module):
         (lambda: CoNNTrA(mlp()).fit(*examples(mlp()), sweeps=0), ["sweeps", "got 0"]),
         (lambda: CoNNTrA(mlp()).fit(*examples(mlp()), batch=13), ["12 examples", "13"]),
         (lambda: CoNNTrA().run(toy.net(), print, 5), ["data=(x, y)"]),
+        (lambda: CoNNTrA(data=(1, 2)).run(toy.net(), print, 5), ["inputs", "got int"]),
+        (lambda: fit(y=torch.tensor([0, 1, 2, 3])), ["from 0 to 3", "loss cannot take", "(4, 3)"]),
+        (lambda: fit(y=torch.tensor([0, 1, 2, -1])), ["from -1 to 2"]),
+        (lambda: fit(y=torch.zeros(4, 1).long()), ["targets of shape (4, 1)"]),
+        (lambda: fit(x=torch.zeros(4, 5).numpy()), ["inputs must be a torch.Tensor", "got ndarray"]),
+        (lambda: fit(y=[0, 1, 2, 0]), ["targets must be a torch.Tensor", "got list"]),
+        (lambda: fit(y=torch.tensor(1)), ["targets", "got a tensor of shape ()"]),
+        (lambda: fit(y=torch.zeros(3).long(), batch=4), ["4 examples and 3 targets"]),
+        (lambda: fit(validation=(torch.zeros(2, 5), [0, 1])), ["targets must be", "got list"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(make, words):
@@ -180,16 +262,18 @@ def test_bad_input_is_named(make, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def test_a_shared_weight_is_refused():
-    one, other = nn.Linear(3, 3), nn.Linear(3, 3)
-    other.weight = one.weight
-    with pytest.raises(InputError, match="'1' is shared"):
-        CoNNTrA(nn.Sequential(one, other))
-
-
 def test_without_a_model_there_is_nothing_to_fit():
     with pytest.raises(StateError, match="no model yet"):
         CoNNTrA().fit(torch.zeros(1, 2), torch.zeros(1).long())
+
+
+def test_codes_are_the_inverse_of_decoding_in_every_type():
+    values = value_set(range(-128, 128))
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        for scale in (0.37, 0.0113, 1.0):
+            codes = torch.arange(256, dtype=torch.uint8)
+            weight = values.decode(codes, scale, torch.zeros((), dtype=dtype))
+            assert torch.equal(values.codes(weight, scale), codes)
 
 
 def test_codes_and_values():

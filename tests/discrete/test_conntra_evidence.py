@@ -41,6 +41,7 @@ def test_from_nothing_and_again(tmp_path):
     assert len(told) - 1 == len(found) == 6
     assert "CoNNTrA, ternary" in str(table)
     assert "| CoNNTrA, ternary |" in (tmp_path / "iris.md").read_text()
+    assert "each the best of 2 by training loss" in str(table)
     json.dumps(table.to_dict())
     ternary, double = found[0], found[2]
     assert (ternary["method"], double["method"]) == ("conntra", "backprop")
@@ -60,6 +61,21 @@ def test_from_nothing_and_again(tmp_path):
     content = (tmp_path / "iris.jsonl").read_text().splitlines()[-1]
     again = {**json.loads(content)["settings"], **json.loads(content)["outcome"]}
     assert {**again, "seconds": 0} == {**found[-1], "seconds": 0}
+
+
+@pytest.mark.parametrize("method", evidence.METHODS)
+def test_each_method_has_its_restarts_and_the_least_training_loss_is_taken(method, monkeypatch):
+    task = replace(TASKS["iris"], phases=(Phase("exhaustive", 1),), restarts=3, epochs=3)
+    monkeypatch.setattr(evidence, "TASKS", {"iris": task})
+    own, losses = evidence._loss, []
+    monkeypatch.setattr(evidence, "_loss", lambda net, x, y: losses.append((own(net, x, y), net)) or losses[-1][0])
+    outcome = evidence.run(evidence.Trial("iris", method, 4), None)
+    assert len({loss for loss, _ in losses}) == 3
+    _, (x, y, _, _) = evidence._prepare(task, 4, None, None)
+    best = min(losses, key=lambda each: each[0])[1]
+    assert outcome["train_error"] == evidence._error(best, x, y)
+    like = next(best.parameters())
+    assert own(best, x, y) == pytest.approx(nn.functional.cross_entropy(best(x.to(like)), y, reduction="sum").item())
 
 
 @pytest.mark.usefixtures("short")

@@ -8,6 +8,7 @@ from torch import nn
 
 import shrinkage
 from discrete_nets import cnn, examples, layers, mlp, trainer
+from shrinkage.core.errors import InputError
 from shrinkage.core.footprint import footprint
 from shrinkage.discrete.packed import PackedConv2d, PackedLayer, PackedLinear, packed, unpacked
 from shrinkage.discrete.values import value_set
@@ -126,6 +127,70 @@ def test_the_packed_form_is_saved_and_loaded_packed(tmp_path):
     twin = copy.deepcopy(small)
     assert torch.equal(twin(x), small(x))
     twin.load_state_dict(other.state_dict())
+
+
+def test_a_file_of_another_set_or_size_is_refused_by_the_layers_name(tmp_path):
+    path = tmp_path / "small.safetensors"
+    shrinkage.save(pack(nn.Sequential(nn.Linear(6, 3))), path)
+    for columns, values, words in (
+        (5, (-1, 0, 1), "'0' has columns 5, and 6 were saved"),
+        (8, (-1, 0, 1), "'0' has columns 8, and 6 were saved"),
+        (6, (0, 1, 2), r"'0' has values \[0.0, 1.0, 2.0\], and \[-1.0, 0.0, 1.0\] were saved"),
+        (6, (-3, -1, 1, 3), "0.values"),
+    ):
+        other = pack(nn.Sequential(nn.Linear(columns, 3)), values)
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(InputError, match=words):
+            shrinkage.load(path, other)
+        assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_the_set_is_compared_whatever_the_type_of_the_layer():
+    small = pack(nn.Linear(6, 3), (-1 / 3, 0, 1 / 3))
+    copy.deepcopy(small).bfloat16().load_state_dict(small.state_dict())
+    state = small.state_dict()
+    del state["columns"]
+    with pytest.raises(RuntimeError, match=r'Missing key.*"columns"'):
+        small.load_state_dict(state)
+    small.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("0.codes", torch.tensor([[0, 0], [255, 0], [0, 0]]), "'0' holds the code 3, but the set has 3 values"),
+        ("0.codes", torch.tensor([[0, 0], [0, 16], [0, 0]]), "rows of '0' hold more than 6 codes"),
+        ("0.bias_codes", torch.tensor([[3]]), "'0' holds the code 3"),
+        ("0.bias_codes", torch.tensor([[64]]), "hold more than 3 codes"),
+        ("0.scale", torch.tensor(torch.inf), "scale of '0' must be a finite number greater than 0, it is inf"),
+        ("0.scale", torch.tensor(0.0), "it is 0.0"),
+        ("0.scale", torch.tensor(torch.nan), "it is nan"),
+    ],
+)
+def test_what_is_no_packed_weight_is_not_loaded(name, value, words):
+    small = pack(nn.Sequential(nn.Linear(6, 3)))
+    state = small.state_dict()
+    small.load_state_dict(state)
+    state[name] = value.to(state[name].dtype)
+    with pytest.raises(InputError, match=words):
+        small.load_state_dict(state)
+
+
+@pytest.mark.parametrize("values", [(-1, 0, 1), (-3, -1, 0, 1, 3)], ids=len)
+def test_no_example_and_one_without_a_batch(values):
+    conv, linear = nn.Conv2d(2, 5, 3, padding=1, stride=2), nn.Linear(7, 3)
+    for layer, shape in ((conv, (2, 8, 9)), (linear, (7,))):
+        small, x = pack(layer, values), torch.randn(4, *shape)
+        assert small(x[:0]).shape == layer(x[:0]).shape
+        assert small(x[0]).shape == layer(x[0]).shape
+        assert torch.allclose(small(x[0]), layer(x[0]), atol=1e-5)
+
+
+def test_no_weight_is_zero_in_a_full_set_without_it():
+    layer = nn.Linear(40, 30)
+    small = pack(layer, [value for value in range(-128, 129) if value])
+    assert int(small.codes.max()) == 255
+    assert small.nonzeros == 40 * 30
 
 
 def test_a_single_layer_and_its_repr():

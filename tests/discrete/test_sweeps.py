@@ -6,8 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from discrete_nets import cnn, examples, mlp, total, trainer
+from discrete_nets import cnn, examples, kept, mlp, total, trainer
+from shrinkage.discrete import CoNNTrA
 from shrinkage.discrete.sweeps import exhaustive, ranked, together
 
 
@@ -24,6 +26,21 @@ def naive_exhaustive(net, sites, x, y, generator):
                 losses[other] = total(net, x, y)
         best = min(losses, key=losses.__getitem__)
         weight.set(best if losses[best] < present - 1e-12 else value)
+
+
+def naive_ranked(net, sites, cache, x, y, rounds):
+    """The same with the whole network for every step."""
+    tried = set()
+    for left in range(rounds, 0, -1):
+        steps = zip(*sites.steps(cache.gradients(sites.parameters())), strict=True)
+        left_over = [(-fall, int(number), target) for number, fall, target in steps if int(number) not in tried]
+        for _, number, target in sorted(left_over)[: -(-len(left_over) // left)]:
+            weight, _ = sites.coordinate(number)
+            value, present = weight.value, total(net, x, y)
+            weight.set(target)
+            if not total(net, x, y) < present - 1e-12:
+                weight.set(value)
+            tried.add(number)
 
 
 def state(net):
@@ -135,6 +152,101 @@ def test_a_ranked_sweep_tries_each_weight_at_most_once_and_helps(build):
     assert 0 < count.moved <= count.trials <= len(method.sites())
     assert count.gradients <= 5
     assert total(net, x, y) < before
+
+
+@pytest.mark.parametrize("build", [mlp, cnn])
+@pytest.mark.parametrize("values", [(-1, 0, 1), (0, 1, 3, 4)], ids=str)
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_a_ranked_sweep_is_the_naive_one(build, values, rounds):
+    torch.manual_seed(1)
+    net = build()
+    torch.manual_seed(1)
+    slow = build()
+    x, y = examples(net)
+    ours, theirs = trainer(net, values), trainer(slow, values)
+    count = ranked(ours.cache(x, y), ours.sites(), rounds)
+    naive_ranked(slow, theirs.sites(), theirs.cache(x, y), x, y, rounds)
+    assert 0 < count.moved < count.trials
+    assert torch.equal(state(net), state(slow))
+
+
+@pytest.mark.parametrize("variant", ["gradient", "exhaustive", "together"])
+@pytest.mark.parametrize("values", [(1, 2), (100, 101), (0, 1), (-1000, -1, 0, 1, 1000)], ids=str)
+@pytest.mark.parametrize(("scale", "temperature"), [(None, 1.0), ("layer", None)])
+def test_no_rounding_makes_the_loss_rise(variant, values, scale, temperature):
+    """In float32, with activations so large that their rounding errors are larger than what a trial gains."""
+    for seed in (3, 5):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
+        x, y = torch.randn(60, 6), torch.randint(3, (60,))
+        method = trainer(net, values, variant=variant, scale=scale, temperature=temperature)
+        generator = torch.Generator().manual_seed(seed)
+        loss = method.cache(x, y).total / 60
+        for _ in range(4):
+            sweep = method.sweep(x, y, generator)
+            assert sweep.before == loss
+            loss = method.cache(x, y).total / 60
+            assert sweep.loss == loss
+            assert loss <= sweep.before
+
+
+def walled(outputs, y):
+    """A square error, and no finite loss beyond a wall."""
+    return (outputs[:, 0] - y) ** 2 + torch.where(outputs[:, 0].abs() > 4, torch.inf, 0.0)
+
+
+def test_together_goes_back_from_a_loss_that_is_not_finite():
+    x = torch.randn(100, 20)
+    refused = 0
+    for seed in range(8):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 1))
+        method = CoNNTrA(net, variant="together", loss=walled, temperature=1.0, seed=seed)
+        before = walled(net(x), x[:, 0]).mean()
+        if before.isfinite():
+            method.fit(x, x[:, 0], 3)
+            assert walled(net(x), x[:, 0]).mean() < before
+        else:
+            refused += 1
+    assert refused < 8
+
+
+def test_a_value_without_a_loss_is_none_to_take():
+    def loss(outputs, y):
+        return torch.where(outputs[:, 0] < 0, torch.nan, (outputs[:, 0] - 3) ** 2)
+
+    for values in ((-1, 1, 3), (1, 3)):
+        net = nn.Sequential(nn.Linear(1, 1, bias=False))
+        method = CoNNTrA(net, values=values, scale=None, temperature=1.0, loss=loss, variant="exhaustive")
+        with torch.no_grad():
+            net[0].weight.fill_(1)
+        method.fit(torch.ones(4, 1), torch.zeros(4))
+        assert net[0].weight.item() == 3
+
+
+def test_together_leaves_the_cache_as_a_fresh_one():
+    net = mlp()
+    x, y = examples(net, 40)
+    method = trainer(net)
+    cache = method.cache(x, y)
+    assert together(cache, method.sites(), torch.Generator().manual_seed(0)).moved
+    fresh = method.cache(x, y)
+    assert cache.total == fresh.total
+    for ours, theirs in zip(kept(cache), kept(fresh), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_together_tries_fewer_and_fewer_before_it_gives_up(monkeypatch):
+    net = mlp()
+    x, y = examples(net, 40)
+    method = trainer(net)
+    cache, sites = method.cache(x, y), method.sites()
+    before, sizes, write = state(net), [], sites.write
+    monkeypatch.setattr(cache, "evaluate", lambda: torch.inf)
+    monkeypatch.setattr(sites, "write", lambda numbers, values: sizes.append(len(numbers)) or write(numbers, values))
+    assert together(cache, sites, torch.Generator().manual_seed(0)).moved == 0
+    assert sizes[::2] == [16, 12, 9, 6, 4]  # and back each time
+    assert torch.equal(state(net), before)
 
 
 def test_the_most_promising_steps_are_tried_first(monkeypatch):

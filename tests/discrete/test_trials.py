@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
-from discrete_nets import cnn, examples, mlp, total, trainer
+from discrete_nets import cnn, examples, kept, mlp, total, trainer
 from shrinkage.core.errors import InputError, StateError
 from shrinkage.discrete.cache import Cache
 from shrinkage.discrete.losses import cross_entropy
@@ -49,10 +50,6 @@ def test_a_trial_is_the_change_of_the_loss_and_the_cache_follows(build, values):
     assert changes > len(sites) / 2
 
 
-def kept(cache):
-    return [*cache._inputs, *cache._padded, *cache._z, *cache._z_of, cache._outputs, cache.losses]
-
-
 def test_an_input_that_is_always_zero_needs_no_trial():
     net = mlp()
     x, y = examples(net)
@@ -88,6 +85,29 @@ def test_the_best_temperature_is_where_the_loss_is_flat():
     assert 0.25 < best < 0.6
     assert total(net, x, y, best) < min(total(net, x, y, best * step) for step in (0.5, 0.99, 1.01, 2))
     assert total(net, x, y, best) < cache.total
+
+
+def test_separable_examples_have_a_best_temperature():
+    """One more example, with the target of another, says how sure the others can make it."""
+    net = nn.Sequential(nn.Linear(5, 3)).double()
+    x = torch.randn(200, 5).double()
+    method = trainer(net, range(-8, 9))
+    with torch.no_grad():
+        outputs = net(x)
+        y = outputs.argmax(1)
+    shuffled = y[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    cache = method.cache(x, y)
+    for _ in range(5):
+        cache.temperature = cache.best_temperature()
+        cache.refresh()
+
+    def smoothed(heat):
+        losses = [functional.cross_entropy(outputs / heat, target, reduction="sum") for target in (y, shuffled)]
+        return (losses[0] + losses[1] / 200).item()
+
+    best = cache.temperature
+    assert smoothed(best) < min(smoothed(best * step) for step in (0.5, 0.98, 1.02, 2))
+    assert total(net, x, y, best / 8) < cache.total  # which alone would know no bound
 
 
 def test_cross_entropy_is_pytorchs_even_where_exp_overflows():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from shrinkage.core.errors import InputError
-from shrinkage.training.config import resolve
+from shrinkage.training.config import read_yaml, resolve
 from shrinkage.training.run import inspect, network, train
 
 
@@ -53,11 +53,22 @@ def test_conntra_leaves_three_values_a_layer(run):
         ({"method": "conntra", "sparsity": 0.9}, "conntra has no sparsity to reach"),
         ({"method": "conntra", "macs": 0.1}, "conntra knows no budget of multiplications"),
         ({"method": "conntra", "regularizer": "dropfilter"}, "conntra needs a network without masks"),
+        ({"method": "conntra", "lr": 5.0}, "conntra makes no steps of an optimiser, so that lr has no effect on it"),
+        ({"method": "conntra", "batch_size": 7}, "batch_size has no effect on it; leave it out"),
+        ({"method": "conntra", "optimizer": "adam"}, "optimizer has no effect"),
+        ({"method": "conntra", "weight_decay": 0.3}, "weight_decay has no effect"),
+        ({"method": "conntra", "schedule": "step"}, "schedule has no effect"),
     ],
 )
 def test_what_they_cannot_do_is_said(options, message):
     with pytest.raises(InputError, match=message):
         resolve({"data": "digits", **options})
+
+
+def test_what_a_conntra_run_has_written_can_be_read_again(tmp_path):
+    config = resolve({"data": "mnist", "method": "conntra", "epochs": 3, "model": "mlp"})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert resolve(read_yaml(tmp_path / "config.yaml")) == config
 
 
 def test_conntra_says_which_networks_it_cannot_train(run):

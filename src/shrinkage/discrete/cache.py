@@ -7,6 +7,7 @@ of rank one; only the layers after it are computed as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,7 +31,7 @@ class Trial:
     """What would come of a weight's taking other values.
 
     Attributes:
-        falls: by how much the total loss would change, for each value.
+        falls: by how much the total loss would change, for each value; inf where it would not be finite.
         stage: of the weight.
         channel: of the weight.
         touched: examples whose output of the stage changes; None for all.
@@ -70,14 +71,15 @@ class Cache:
     """
 
     def __init__(self, chain: Chain, x: Tensor, y: Tensor, loss: Loss, temperature: float = 1.0) -> None:
-        if len(x) != len(y) or not len(x):
-            raise InputError(f"there are {len(x)} examples and {len(y)} targets; give as many of both, and some")
+        check_examples(x, y)
         self._chain = chain
         self._x, self._y = x, y
         self._loss = loss
         self.temperature = temperature
         self._columns: list[tuple[Tensor, Tensor]] | None = None
         self.refresh()
+        if not math.isfinite(self.total):
+            raise StateError(f"the loss is {self.total}: check the data, the scale of the layers and the temperature")
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -100,13 +102,19 @@ class Cache:
             raise InputError(f"the model cannot run on examples of shape {tuple(self._x.shape)}: {error}") from error
         self._outputs = x
         self._inputs.append(x.transpose(0, 1).contiguous())
-        self.losses = self._losses(x, self._y)
+        try:
+            self.losses = self._losses(x, self._y)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise InputError(
+                f"the loss cannot take outputs of shape {tuple(x.shape)} and targets of shape {tuple(self._y.shape)} "
+                f"and {self._y.dtype}, from {self._y.min()} to {self._y.max()}: {error}"
+            ) from error
         if self.losses.shape != self._y.shape[:1]:
             raise InputError(
                 f"loss must give a number for each of {len(self._y)} examples, as with reduction='none'; it gave shape "
                 f"{tuple(self.losses.shape)}"
             )
-        self.total = self._sum(self.losses)
+        self.total = _sum(self.losses)
 
     @property
     def margin(self) -> float:
@@ -115,8 +123,9 @@ class Cache:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """The total loss with the weights as they are; the cache stays as it was."""
-        return self._sum(self._losses(self._chain.forward(self._chain.first(self._x)), self._y))
+        """The total loss with the weights as they are, inf if it is not finite; the cache stays as it was."""
+        total = _sum(self._losses(self._chain.forward(self._chain.first(self._x)), self._y))
+        return total if math.isfinite(total) else math.inf
 
     def gradients(self, parameters: list[nn.Parameter], block: int = 8192) -> list[Tensor]:
         """Gradients of the total loss, by back-propagation in blocks of examples."""
@@ -141,12 +150,16 @@ class Cache:
     def best_temperature(self) -> float:
         """The temperature with the least loss, by golden section within a factor of 8 of the present one.
 
-        The present one, if no other makes the loss fall.
+        One more example counts there, whose target is the others' in random order: N examples that are all right do
+        not say that less than one in N + 1 will be wrong. Without it the temperature of separable examples has no
+        lower bound. The present one, if the loss of the examples themselves does not fall.
         """
+        shuffled = torch.randperm(len(self._y), generator=torch.Generator().manual_seed(0)).to(self._y.device)
+        others = self._y[shuffled]
 
-        def loss(power: float) -> float:
-            losses = self._loss(self._outputs / (self.temperature * 2.0**power), self._y)
-            return float(losses.sum(dtype=torch.float64))
+        def loss(power: float, share: float = 1 / len(others)) -> float:
+            outputs = self._outputs / (self.temperature * 2.0**power)
+            return _sum(self._loss(outputs, self._y)) + share * _sum(self._loss(outputs, others))
 
         low, high, ratio = -3.0, 3.0, (5**0.5 - 1) / 2
         a, b = high - ratio * (high - low), low + ratio * (high - low)
@@ -160,7 +173,7 @@ class Cache:
                 low, a, at_a = a, b, at_b
                 b = low + ratio * (high - low)
                 at_b = loss(b)
-        found = loss((low + high) / 2)
+        found = loss((low + high) / 2, 0)
         return self.temperature * 2.0 ** ((low + high) / 2) if found < self.total - self.margin else self.temperature
 
     @torch.no_grad()
@@ -211,7 +224,8 @@ class Cache:
         losses = self._loss(outputs if self.temperature == 1 else outputs / self.temperature, self._y[rows])
         falls = torch.zeros(len(deltas), dtype=torch.float64, device=losses.device)
         falls.index_add_(0, value, (losses - self.losses.index_select(0, rows)).double())
-        return Trial(falls.tolist(), stage, channel, touched, z, value, rows, inner, further, losses)
+        sure = [fall if math.isfinite(fall) else math.inf for fall in falls.tolist()]
+        return Trial(sure, stage, channel, touched, z, value, rows, inner, further, losses)
 
     @torch.no_grad()
     def accept(self, trial: Trial, chosen: int) -> None:
@@ -259,11 +273,19 @@ class Cache:
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self._loss(outputs / self.temperature, y)
 
-    def _sum(self, losses: Tensor) -> float:
-        total = float(losses.sum(dtype=torch.float64))
-        if total != total or total in (float("inf"), float("-inf")):
-            raise StateError(f"the loss is {total}: check the data, the scale of the layers and the temperature")
-        return total
+
+def check_examples(x: Tensor, y: Tensor) -> None:
+    """Raise ``InputError`` unless these are inputs and targets, as many of both."""
+    for what, part in (("inputs", x), ("targets", y)):
+        if not isinstance(part, Tensor) or not part.ndim:
+            seen = f"a tensor of shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+            raise InputError(f"{what} must be a torch.Tensor with a row for each example, got {seen}")
+    if len(x) != len(y) or not len(x):
+        raise InputError(f"there are {len(x)} examples and {len(y)} targets; give as many of both, and some")
+
+
+def _sum(losses: Tensor) -> float:
+    return float(losses.sum(dtype=torch.float64))
 
 
 def _nonzeros(column: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ _POINTWISE = (
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 _SKIPPED = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
+_KNOWN = (*_POINTWISE, *_POOLS, *_NORMS, *_SKIPPED, nn.Linear, nn.Conv2d, nn.Flatten)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def chain(model: nn.Module) -> Chain:
             ``BatchNorm``, ``Dropout``, ``Flatten`` and ``Identity``.
 
     Raises:
-        InputError: if there is any other module, which is named, or no layer.
+        InputError: if there is any other module, or one with a forward, hooks or parametrizations of its own, or with
+            weights that are used twice, which is named; or no layer.
 
     >>> [stage.name for stage in chain(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))).stages]
     ['0', '2']
@@ -119,37 +121,62 @@ def chain(model: nn.Module) -> Chain:
     seen: set[int] = set()
     for name, module in _leaves(unwrap(model), ""):
         if isinstance(module, nn.Linear | nn.Conv2d):
-            _check_layer(name, module)
-            if id(module.weight) in seen:
-                raise InputError(f"the weight of {name!r} is shared with an earlier layer, which CoNNTrA cannot train")
-            seen.add(id(module.weight))
+            _check_layer(name, module, seen)
+            seen.update(map(id, module.parameters()))
             found.append((name, module, []))
         elif not isinstance(module, _SKIPPED):
             (found[-1][2] if found else before).append(module)
+        _check_hooks(name, module)
     if not found:
         raise InputError(f"{type(model).__name__} has no Linear or Conv2d whose weights CoNNTrA could choose")
     return Chain(tuple(before), tuple(Stage(name, layer, tuple(after)) for name, layer, after in found))
 
 
 def _leaves(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    if type(module).forward is nn.Sequential.forward:
-        for name, child in module.named_children():
-            yield from _leaves(child, f"{path}.{name}" if path else name)
+    """The modules with their paths, in the order in which they are called: one that is used twice comes twice."""
+    if isinstance(module, nn.Sequential) and _has_forward_of(module, nn.Sequential):
+        _check_hooks(path, module)
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from _leaves(child, f"{path}.{name}" if path else name)
         return
-    fine = isinstance(module, (*_POINTWISE, *_POOLS, *_NORMS, *_SKIPPED, nn.Linear, nn.Conv2d, nn.Flatten))
+    fine = any(isinstance(module, kind) and _has_forward_of(module, kind) for kind in _KNOWN)
     if not fine or (isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1)):
         raise InputError(
             f"CoNNTrA cannot look through {path or 'the model'!r} ({type(module).__name__}): it trains nn.Sequential "
-            "of Linear, Conv2d, activations, pools, BatchNorm, Dropout and Flatten()"
+            "of Linear, Conv2d, activations, pools, BatchNorm, Dropout and Flatten(), none with a forward of its own"
         )
     if isinstance(module, _NORMS) and not module.track_running_stats:
         raise InputError(f"{path!r} ({type(module).__name__}) keeps no running statistics, which CoNNTrA would need")
     yield path, module
 
 
-def _check_layer(name: str, layer: Layer) -> None:
-    if isinstance(layer.weight, nn.UninitializedParameter):
+def _has_forward_of(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether neither a class in between nor the module itself has put another ``forward`` in its place."""
+    return getattr(module.forward, "__func__", module.forward) is kind.forward
+
+
+def _check_hooks(path: str, module: nn.Module) -> None:
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise InputError(
+            f"{path or 'the model'!r} ({type(module).__name__}) has forward hooks, which CoNNTrA would pass by: remove "
+            "them first, with shrinkage.dropfilter.revert if they are DropFilter's"
+        )
+
+
+def _check_layer(name: str, layer: Layer, seen: Collection[int]) -> None:
+    if isinstance(layer._parameters.get("weight"), nn.UninitializedParameter):
         raise InputError(f"{name!r} has no shape yet: run the model on one batch first")
+    own = {kind for kind, _ in layer.named_parameters()}
+    if "weight" not in own or own - {"weight", "bias"}:
+        raise InputError(
+            f"{name!r} ({type(layer).__name__}) has the parameters {', '.join(sorted(own))}, of which its weight is "
+            "made: make a plain one of it first, by torch.nn.utils.parametrize.remove_parametrizations or "
+            "torch.nn.utils.prune.remove"
+        )
+    for kind, parameter in layer.named_parameters():
+        if id(parameter) in seen:
+            raise InputError(f"the {kind} of {name!r} is shared with an earlier layer; give each layer its own")
     if isinstance(layer, nn.Conv2d) and (
         layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str)
     ):

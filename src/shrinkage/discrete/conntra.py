@@ -8,7 +8,8 @@ Idea: a weight may only be :math:`s_\ell v` with :math:`v` in a set :math:`S`, s
    v_j \leftarrow v_j^{\pm} \text{ against the sign of } \frac{\partial L}{\partial v_j}, \text{ if } L \text{ falls}
 
 The first is the exhaustive variant, the second, to the neighbouring value, the gradient-ranked one. Neither lets the
-loss of the given examples rise, so that both end, after finitely many sweeps, where no single change helps.
+loss of the given examples rise, so that both end, after finitely many sweeps, where no single change helps (rounding
+apart).
 
 Regime: networks of some hundred thousand weights, for devices that store two bits a weight and cannot multiply. A
 sweep costs up to n·(|S| − 1) trials, each of which computes only what lies downstream of the weight.
@@ -18,7 +19,8 @@ Parameters", 2020, arXiv 2009.00540. Its pseudocode was not at hand; both varian
 properties. Choices made here: the order is random (exhaustive) or by the first-order fall (gradient); ties keep
 the present value; before the single trials of the gradient variant random parts of the gradient's steps are taken
 together as long as the loss falls; biases are from the set as well; a scale a layer keeps the variance of the
-activations, and the last layer's is set, before and after each sweep, to the temperature at which the loss is least.
+activations, and the last layer's is set, before and after each sweep, to the temperature at which the loss is least,
+with one wrong example more than there are, so that it has a bound.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from shrinkage.core.plan import Plan
 from shrinkage.core.result import Layer
 from shrinkage.core.selection import unwrap
 from shrinkage.discrete import packed as packing
-from shrinkage.discrete.cache import Loss
+from shrinkage.discrete.cache import Loss, check_examples
 from shrinkage.discrete.losses import cross_entropy
 from shrinkage.discrete.result import Discretised, Sweep
 from shrinkage.discrete.trainer import Scale, Settings, Start, Trainer, Variant, check_variant
@@ -77,13 +79,14 @@ class CoNNTrA:
             which costs seconds a sweep.
         scale: ``"layer"`` multiplies a layer's values by a factor of its own; None leaves them as they are.
         temperature: what outputs are divided by before the loss. None has it chosen, for the least loss, before and
-            after each sweep; with a scale a layer it becomes part of the last layer's.
+            after each sweep, with one wrong example more; with a scale a layer it becomes part of the last layer's.
         biases: whether biases are from the set too, times the layer's scale; otherwise they stay as they are.
         start: ``"random"`` draws the first values evenly, ``"round"`` takes those nearest to the model's weights.
         loss: from outputs and targets to a loss for each example. By default cross-entropy.
         seed: of all that is random, at least 0.
-        sparsity: for :meth:`run`: share of zeros among the weights in the end, in (0, 1), met exactly. It begins
-            without any, and prunes after each round but the last what the loss would miss least, to first order.
+        sparsity: for :meth:`run`: share of zeros among the weights in the end, biases aside, in (0, 1), met exactly.
+            It begins without any, and prunes after each round but the last what the loss would miss least, to first
+            order.
         rounds: for :meth:`run`: how often your loop is called; at least 2 with a sparsity.
         data: for :meth:`run`: inputs and targets of the sweeps.
 
@@ -134,6 +137,7 @@ class CoNNTrA:
         self._progress: _Progress | None = None
         self._sweeps: list[Sweep] = []
         self._trainer: Trainer | None = None
+        self._frozen: dict[str, Tensor] = {}  # what run() has pruned
         if model is not None:
             self._trainer = Trainer(unwrap(model), self._settings)
             self._trainer.begin(self._generator(0))
@@ -155,7 +159,7 @@ class CoNNTrA:
         validation: Examples | None = None,
         tell: Callable[[Sweep], None] | None = None,
     ) -> Discretised:
-        """Sweep over all weights several times; called again, it goes on.
+        """Sweep over all weights several times; called again, it goes on. What :meth:`run` has pruned stays zero.
 
         Args:
             x: inputs, shape (N, …), as the network takes them.
@@ -175,6 +179,9 @@ class CoNNTrA:
             StateError: if there is no model, or the loss is not finite.
         """
         trainer = self._trained()
+        check_examples(x, y)
+        if validation is not None:
+            check_examples(*validation)
         if isinstance(sweeps, bool) or not isinstance(sweeps, int) or sweeps < 1:
             raise InputError(f"sweeps must be a positive whole number, got {sweeps!r}")
         if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or not 0 < batch <= len(x)):
@@ -184,7 +191,8 @@ class CoNNTrA:
         for _ in range(sweeps):
             generator = self._generator(len(self._sweeps) + 1)
             here = slice(None) if batch is None else torch.randperm(len(x), generator=generator)[:batch]
-            sweep = trainer.sweep(x[here], y[here], generator, variant)
+            values = self._allowed() if self._frozen else None
+            sweep = trainer.sweep(x[here], y[here], generator, variant, values, self._frozen)
             if validation is not None:
                 sweep = Sweep(**{**asdict(sweep), "accuracy": trainer.accuracy(*validation)})
             self._sweeps.append(sweep)
@@ -247,7 +255,7 @@ class CoNNTrA:
             while len(progress.rounds) < self._rounds:
                 self._round(model, train, progress, steps)
         finally:
-            self._progress = None
+            self._progress, self._frozen = None, _pruned(progress)
         self._sweeps = progress.sweeps
         final = progress.plan.result(self._name, model)
         return self._result(progress.trainer, progress.sweeps, final.target, progress.rounds)
@@ -256,6 +264,7 @@ class CoNNTrA:
         plan = Plan(model, self._sparsity, {})
         if self._data is None:
             raise InputError("run() sweeps over examples of its own: give them as CoNNTrA(…, data=(x, y))")
+        check_examples(*self._data)
         settings = {name: value for name, value in vars(self._settings).items() if name not in ("values", "loss")}
         own = {"values": list(self._values.values), "rounds": self._rounds, "seed": self._seed, "steps": steps}
         trainer = Trainer(model, self._settings)
@@ -273,7 +282,7 @@ class CoNNTrA:
         return progress
 
     def _allowed(self) -> ValueSet:
-        """What weights may be that are not pruned."""
+        """What weights may be that are not pruned; biases may be zero."""
         return self._values if self._sparsity is None else self._values.without_zero()
 
     def _round(self, model: nn.Module, train: Train, progress: _Progress, steps: int) -> None:
@@ -299,8 +308,8 @@ class CoNNTrA:
         assert self._data is not None
         if self._sparsity is not None and index + 1 < self._rounds:
             self._prune(progress, (index + 1) / (self._rounds - 1))
-        frozen = {name: ~mask for name, mask in _masks(progress).items()}
-        sweep = trainer.sweep(*self._data, self._generator(index + 1), None, self._allowed(), frozen)
+        generator = self._generator(index + 1)
+        sweep = trainer.sweep(*self._data, generator, None, self._allowed(), _pruned(progress))
         progress.sweeps.append(sweep)
         progress.rounds.append(None if value is None else float(value))
 
@@ -381,3 +390,8 @@ def _masks(progress: _Progress) -> dict[str, Tensor]:
     weights = progress.plan.weights(progress.trainer.model)
     kept = [units.to(weight.device) for units, weight in zip(progress.kept, weights.values(), strict=True)]
     return {name: mask for name, mask in progress.plan.spread(kept, weights).items() if not bool(mask.all())}
+
+
+def _pruned(progress: _Progress) -> dict[str, Tensor]:
+    """Which weights are zero and stay so, of the same tensors."""
+    return {name: ~mask for name, mask in _masks(progress).items()}

@@ -14,13 +14,15 @@ def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
 
     Args:
         outputs: logits, shape (M, classes).
-        y: classes, shape (M,), int64.
+        y: classes, shape (M,), of any type of whole numbers; or what else PyTorch's takes.
 
     >>> outputs, y = torch.tensor([[2.0, 0.0], [300.0, 0.0]]), torch.tensor([0, 1])
     >>> cross_entropy(outputs, y)
     tensor([1.2693e-01, 3.0000e+02])
     """
-    if outputs.ndim != 2 or y.dtype != torch.int64:
+    if not y.is_floating_point():
+        y = y.long()
+    if outputs.ndim != 2 or y.is_floating_point():
         return functional.cross_entropy(outputs, y, reduction="none")
     shifted = outputs - outputs.gather(1, y.unsqueeze(1))
     sums = torch.mv(shifted.exp_(), outputs.new_ones(outputs.shape[1]))

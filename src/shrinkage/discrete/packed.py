@@ -8,6 +8,7 @@ if the values are −1, 0 and 1 there are additions only, before the layer's sca
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shrinkage.core.costs import Cost, Packed, register_cost
+from shrinkage.core.errors import InputError
 from shrinkage.core.selection import unwrap
 from shrinkage.discrete.chain import Layer, chain
 from shrinkage.discrete.values import ValueSet
@@ -30,7 +32,8 @@ class PackedLayer(nn.Module):
     """What packed layers share: rows of codes, a scale, and a bias in the same set or of free numbers.
 
     Its ``state_dict`` is the packed form: ``codes`` (uint8, a row an output, each filled up to a byte), ``scale``, and
-    ``bias_codes`` or ``bias``.
+    ``bias_codes`` or ``bias``; and to be compared when it is loaded, ``values`` (float64) and ``columns`` (int64).
+    These two are what the architecture says, like a shape, and are not counted as bytes of the weights.
 
     Args:
         values: the set.
@@ -64,6 +67,50 @@ class PackedLayer(nn.Module):
         elif layer.bias is not None:
             self.bias = layer.bias.detach().cpu().clone()
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update(self._described(prefix))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
+    ) -> None:
+        """Load, if that stands for weights of this layer.
+
+        Raises:
+            InputError: if it is of another set or size, or holds what is no packed weight.
+        """
+        layer = repr(prefix[:-1] or "the model")
+        for name, ours in self._described(prefix).items():
+            theirs = state_dict.pop(name, None)
+            if theirs is None:
+                missing.append(name)
+            elif not torch.equal(theirs.cpu(), ours):
+                what = name.removeprefix(prefix)
+                raise InputError(f"{layer} has {what} {ours.tolist()}, and {theirs.tolist()} were saved")
+        self._check(layer, self.columns, state_dict.get(f"{prefix}codes"))
+        self._check(layer, self.rows, state_dict.get(f"{prefix}bias_codes"))
+        scale = state_dict.get(f"{prefix}scale")
+        if scale is not None and not 0 < float(scale) < math.inf:
+            raise InputError(f"the scale of {layer} must be a finite number greater than 0, it is {float(scale)}")
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
+
+    def _described(self, prefix: str) -> dict[str, Tensor]:
+        values = torch.tensor(self.values.values, dtype=torch.float64)
+        return {f"{prefix}values": values, f"{prefix}columns": torch.tensor(self.columns)}
+
+    def _check(self, layer: str, columns: int, packed: Tensor | None) -> None:
+        """Raise ``InputError`` if there is a code beyond the set or something behind the last one of a row."""
+        count, bits = len(self.values.values), self.values.bits
+        if packed is None or packed.shape[1:] != (row_bytes(columns, bits),):
+            return  # PyTorch says what is missing or of another shape
+        for first in range(0, len(packed), _ROWS):
+            part = packed[first : first + _ROWS].cpu()
+            codes = unpack_codes(part, columns, bits)
+            if int(codes.max()) >= count:
+                raise InputError(f"{layer} holds the code {int(codes.max())}, but the set has {count} values")
+            if not torch.equal(pack_codes(codes, bits), part):
+                raise InputError(f"the rows of {layer} hold more than {columns} codes: they are damaged")
+
     def weight_rows(self, first: int, last: int) -> Tensor:
         """Some rows of the weights as numbers, shape (last − first, columns), with the scale."""
         codes = unpack_codes(self.codes[first:last], self.columns, self.values.bits)
@@ -79,7 +126,9 @@ class PackedLayer(nn.Module):
     @property
     def nonzeros(self) -> int:
         """Weights that are not zero."""
-        zero = self.values.values.index(0.0) if 0.0 in self.values.values else -1
+        if 0.0 not in self.values.values:
+            return self.rows * self.columns
+        zero = self.values.values.index(0.0)
         parts = [self.codes[first : first + _ROWS] for first in range(0, self.rows, _ROWS)]
         return sum(int((unpack_codes(part, self.columns, self.values.bits) != zero).sum()) for part in parts)
 
@@ -101,6 +150,8 @@ class PackedLayer(nn.Module):
     def product(self, x: Tensor) -> Tensor:
         """The weights times inputs, without the bias: from shape (M, columns) to (M, rows)."""
         bits = self.values.bits
+        if not len(x):
+            return x.new_zeros(0, self.rows)
         if 8 % bits:
             parts = [
                 functional.linear(x, self.weight_rows(first, min(first + _ROWS, self.rows)))
@@ -179,12 +230,14 @@ class PackedConv2d(PackedLayer):
         }  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """From shape (N, channels, height, width) to (N, rows, height', width')."""
+        """From shape (N, channels, height, width) to (N, rows, height', width'); or the same without N."""
+        if x.ndim == 3:
+            return self.forward(x.unsqueeze(0)).squeeze(0)
         patches = functional.unfold(x, self.kernel, **self.options)
-        out = self.product(patches.transpose(1, 2).reshape(-1, self.columns)).view(len(x), -1, self.rows)
+        out = self.product(patches.transpose(1, 2).reshape(-1, self.columns))
         sides = zip(x.shape[2:], self.kernel, *self.options.values(), strict=True)
         height, width = ((n + 2 * pad - wide * (k - 1) - 1) // step + 1 for n, k, step, pad, wide in sides)
-        out = out.transpose(1, 2).reshape(len(x), self.rows, height, width)
+        out = out.view(len(x), height * width, self.rows).transpose(1, 2).reshape(len(x), self.rows, height, width)
         bias = self.bias_vector()
         return out if bias is None else out + bias.view(-1, 1, 1)
 

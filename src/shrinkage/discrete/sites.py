@@ -25,6 +25,7 @@ class Site:
         stage: the layer's place in the chain.
         parameter: the tensor as the model holds it: it has the values, times the scale, and there is no other copy.
         scale: of the layer.
+        values: the set.
         frozen: entries that stay as they are, in the tensor's shape; None for none.
     """
 
@@ -32,6 +33,7 @@ class Site:
     stage: int
     parameter: nn.Parameter
     scale: float
+    values: ValueSet
     frozen: Tensor | None = None
 
 
@@ -66,25 +68,32 @@ class Sites:
 
     Args:
         sites: contiguous parameters, in the network's order.
-        values: the set.
     """
 
-    def __init__(self, sites: Sequence[Site], values: ValueSet) -> None:
+    def __init__(self, sites: Sequence[Site]) -> None:
         self.sites = tuple(sites)
-        self.values = values
         self._starts = np.cumsum([0, *(site.parameter.numel() for site in sites)])
-        self.table = [values.tensor(site.parameter.data, site.scale).tolist() for site in sites]
+        self.table = [site.values.tensor(site.parameter.data, site.scale).tolist() for site in sites]
 
     def __len__(self) -> int:
         """How many weights there are."""
         return int(self._starts[-1])
 
+    @property
+    def alternatives(self) -> int:
+        """How many values all the weights that may change could take beside their present ones."""
+        parts = zip(self._free(), self.table, strict=True)
+        return sum(len(places) * (len(table) - 1) for places, table in parts)
+
     def free(self) -> Numbers:
         """Numbers of the weights that may change."""
-        parts = [
+        parts = self._free()
+        return np.concatenate([start + part for start, part in zip(self._starts, parts, strict=False)])
+
+    def _free(self) -> list[Numbers]:
+        return [
             np.arange(site.parameter.numel()) if site.frozen is None else _places(~site.frozen) for site in self.sites
         ]
-        return np.concatenate([start + part for start, part in zip(self._starts, parts, strict=False)])
 
     def parameters(self) -> list[nn.Parameter]:
         """The tensors."""
@@ -113,7 +122,7 @@ class Sites:
         numbers, falls, targets = [], [], []
         for site, start, table, gradient in zip(self.sites, self._starts, self.table, gradients, strict=False):
             sure = torch.tensor(table, dtype=torch.float64, device=gradient.device)
-            codes = self.values.codes(site.parameter, site.scale).long().flatten()
+            codes = site.values.codes(site.parameter, site.scale).long().flatten()
             slope = gradient.flatten().double()
             neighbour = (codes - slope.sign().long()).clamp(0, len(table) - 1)
             fall = slope * (sure[codes] - sure[neighbour])

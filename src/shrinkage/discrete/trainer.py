@@ -49,7 +49,8 @@ class Settings:
         if self.start not in get_args(Start):
             raise InputError(f"start must be one of {', '.join(get_args(Start))}, got {self.start!r}")
         heat = self.temperature
-        if heat is not None and (isinstance(heat, bool) or not 0 < heat < math.inf):
+        number = isinstance(heat, int | float) and not isinstance(heat, bool)
+        if heat is not None and not (number and 0 < heat < math.inf):
             raise InputError(f"temperature must be a number greater than 0, or None to have it chosen, got {heat!r}")
 
 
@@ -76,8 +77,18 @@ class Trainer:
         self.temperature = 1.0 if settings.temperature is None else float(settings.temperature)
         for stage in self.chain.stages:
             for kind, parameter in stage.layer.named_parameters():
-                if not parameter.is_contiguous() or not parameter.is_floating_point():
-                    raise InputError(f"{kind!r} of {stage.name!r} is not a contiguous tensor of floating-point numbers")
+                if not parameter.is_floating_point():
+                    raise InputError(f"{kind!r} of {stage.name!r} must be of floating-point numbers")
+                if not parameter.is_contiguous():
+                    raise InputError(
+                        f"{kind!r} of {stage.name!r} must lie in memory in its own order: call "
+                        "model.to(memory_format=torch.contiguous_format) first"
+                    )
+                if not settings.values.apart(parameter.dtype):
+                    raise InputError(
+                        f"some of the {len(settings.values.values)} values are too near to each other for "
+                        f"{parameter.dtype}, of which {kind!r} of {stage.name!r} is; take fewer, or call model.float()"
+                    )
 
     @torch.no_grad()
     def begin(self, generator: torch.Generator, values: ValueSet | None = None) -> None:
@@ -85,9 +96,9 @@ class Trainer:
 
         Args:
             generator: to draw them by.
-            values: the set to take them from, if not the whole one.
+            values: the set to take weights from, if not the whole one; biases are from the whole one.
         """
-        values = values or self.settings.values
+        values, whole = values or self.settings.values, self.settings.values
         stages = self.chain.stages
         usual = {
             stage.name: values.scale_for(stage.fan_in, 1.0 if stage is stages[-1] else 2.0) for stage in stages
@@ -108,17 +119,17 @@ class Trainer:
             else:
                 weight.copy_(values.decode(values.codes(weight, scale), scale, weight))
             if stage.layer.bias is not None and self.settings.biases:
-                rounded = values.codes(stage.layer.bias, scale)
+                bias = stage.layer.bias
                 if self.settings.start == "random":
-                    stage.layer.bias.fill_(values.nearest_zero() * scale)
+                    bias.fill_(whole.nearest_zero() * scale)
                 else:
-                    stage.layer.bias.copy_(values.decode(rounded, scale, stage.layer.bias))
+                    bias.copy_(whole.decode(whole.codes(bias, scale), scale, bias))
 
     def sites(self, values: ValueSet | None = None, frozen: Mapping[str, Tensor] | None = None) -> Sites:
         """The tensors that a sweep works on.
 
         Args:
-            values: the set, if not the whole one.
+            values: the set of weights, if not the whole one; biases are from the whole one.
             frozen: entries of weights that stay as they are, by the parameters' names.
         """
         found = []
@@ -126,9 +137,10 @@ class Trainer:
             for kind, parameter in stage.layer.named_parameters():
                 if kind == "weight" or self.settings.biases:
                     name = f"{stage.name}.{kind}" if stage.name else kind
-                    scale = self.scales[stage.name]
-                    found.append(Site(name, index, parameter, scale, (frozen or {}).get(name)))
-        return Sites(found, values or self.settings.values)
+                    scale, whole = self.scales[stage.name], self.settings.values
+                    mine = values or whole if kind == "weight" else whole
+                    found.append(Site(name, index, parameter, scale, mine, (frozen or {}).get(name)))
+        return Sites(found)
 
     def cache(self, x: Tensor, y: Tensor) -> Cache:
         """The activations of the network for some examples."""
@@ -173,7 +185,7 @@ class Trainer:
             before=before,
             loss=cache.total / len(y),
             trials=sum(count.trials for count in counts),
-            naive=len(sites.free()) * (len(sites.values.values) - 1),
+            naive=sites.alternatives,
             evaluations=sum(count.together + count.gradients for count in counts),
             moved=sum(count.moved for count in counts),
             seconds=time.perf_counter() - begin,
@@ -198,13 +210,20 @@ class Trainer:
         """
         if self.settings.temperature is not None:
             return
-        found = cache.best_temperature()
+        found, total = cache.best_temperature(), cache.total
+        if found == cache.temperature:
+            return
         last = self.chain.stages[-1]
         if self.settings.scale is None or last.after or (last.layer.bias is not None and not self.settings.biases):
             self.temperature = cache.temperature = found
-        elif found != cache.temperature:
-            self.rescale(last, self.scales[last.name] * cache.temperature / found)
+            cache.refresh()
+            return
+        scale = self.scales[last.name]
+        self.rescale(last, scale * cache.temperature / found)
         cache.refresh()
+        if not cache.total <= total:  # the new scale is rounded otherwise
+            self.rescale(last, scale)
+            cache.refresh()
 
     def rescale(self, stage: Stage, scale: float) -> None:
         """Give a layer another scale; its codes stay."""

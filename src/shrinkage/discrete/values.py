@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from shrinkage.core.errors import InputError
 from shrinkage.formats.kbits import bits_for
 
 _MOST = 256  # a code is a byte
+_LEAST_SIZE, _GREATEST_SIZE = 1e-30, 1e30  # of the value that is farthest from zero: its square is a number too
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,15 @@ class ValueSet:
         """
         return math.sqrt(gain / (fan_in * self.mean_square))
 
+    def apart(self, dtype: torch.dtype) -> bool:
+        """Whether no two values become one in a floating-point type, whatever the scale.
+
+        >>> [ValueSet((1.0, 1.005)).apart(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)]
+        [True, True, False]
+        """
+        least = torch.finfo(dtype).eps
+        return all(high - low >= least * max(-low, high) for low, high in pairwise(self.values))
+
     def tensor(self, like: Tensor, scale: float = 1.0) -> Tensor:
         """The values times a scale, in the type and on the device of ``like``."""
         return (torch.tensor(self.values, dtype=torch.float64) * scale).to(like)
@@ -64,8 +75,9 @@ class ValueSet:
         >>> ValueSet((-1.0, 0.0, 1.0)).codes(torch.tensor([-0.3, 0.02, 0.09]), scale=0.1)
         tensor([0, 1, 2], dtype=torch.uint8)
         """
-        sure = self.tensor(weight, scale)
-        return torch.bucketize(weight.detach(), (sure[1:] + sure[:-1]) / 2).to(torch.uint8)
+        wide = weight.detach().double()  # halves between values are not rounded to the weights' type
+        sure = self.tensor(wide, scale)
+        return torch.bucketize(wide, (sure[1:] + sure[:-1]) / 2).to(torch.uint8)
 
     def decode(self, codes: Tensor, scale: float, like: Tensor) -> Tensor:
         """The inverse of :meth:`codes`."""
@@ -85,7 +97,8 @@ def value_set(values: Sequence[float]) -> ValueSet:
     """Check a set of values.
 
     Raises:
-        InputError: for fewer than two or more than 256 values, and for values that are not finite or occur twice.
+        InputError: for fewer than two or more than 256 values, for values that are not finite or occur twice, and for
+            sets whose greatest size is beyond 1e-30 to 1e30.
 
     >>> value_set((1, -1, 0))
     ValueSet(values=(-1.0, 0.0, 1.0))
@@ -100,4 +113,8 @@ def value_set(values: Sequence[float]) -> ValueSet:
         raise InputError(f"values must differ from each other, got {values!r}")
     if not 2 <= len(numbers) <= _MOST:
         raise InputError(f"values must be a set of 2 to {_MOST} numbers, such as (-1, 0, 1), got {values!r}")
+    if not _LEAST_SIZE <= max(-numbers[0], numbers[-1]) <= _GREATEST_SIZE:
+        raise InputError(
+            f"the greatest of the values must be between {_LEAST_SIZE:g} and {_GREATEST_SIZE:g} in size, got {values!r}"
+        )
     return ValueSet(tuple(number + 0.0 for number in numbers))

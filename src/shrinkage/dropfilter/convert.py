@@ -212,9 +212,9 @@ def _is_convolution(name: str, module: nn.Module) -> bool:
 
 
 def _as_choices(layers: Choice | Iterable[Choice]) -> list[Choice]:
-    if isinstance(layers, str | type):
+    if isinstance(layers, str | type) or callable(layers):
         return [layers]
-    choices = [layers] if callable(layers) else list(layers) if isinstance(layers, Iterable) else []
+    choices = list(layers) if isinstance(layers, Iterable) else []
     if not choices or not all(isinstance(choice, str | type) or callable(choice) for choice in choices):
         raise InputError(f"layers must be a pattern, a type, a function of (path, module) or several, got {layers!r}")
     return choices

@@ -39,7 +39,8 @@ class RunConfig:
         macs: share of the multiply–accumulates of one example to leave, in (0, 1), in place of a sparsity.
         granularity: ``weight``, ``row``, ``block:4x4`` or ``2:4``.
         epochs: passes over the training images, at least 1.
-        batch_size: images an optimiser step, at least 1.
+        batch_size: images an optimiser step, at least 1. This and the next four are the recipe's with ``conntra``,
+            which has no use for them; a dense network to compare with is trained by them.
         optimizer: ``sgd`` (momentum 0.9), ``adam`` or ``adamw``.
         lr: learning rate, > 0.
         weight_decay: at least 0.
@@ -106,6 +107,9 @@ class RunConfig:
             self._refuse(sparsity is not None, "has no sparsity to reach")
             self._refuse(self.regularizer != "none", "needs a network without masks")
             self._refuse(self.precision != "fp32", "has a precision of its own")
+            for name in ("batch_size", "optimizer", "lr", "weight_decay", "schedule"):
+                other = getattr(self, name) != getattr(RECIPES[self.data], name)
+                self._refuse(other, f"makes no steps of an optimiser, so that {name} has no effect on it")
         if removes != "weights":
             self._refuse(macs is not None, "knows no budget of multiplications")
             self._refuse(self.granularity != "weight", "has no granularity")

@@ -36,8 +36,8 @@ def fit_discrete(
     """Train the network of ``config`` with ternary weights, by ``config.epochs`` sweeps.
 
     All but the last take many steps of the gradient at once; the last one tries them one by one. Of a larger data set
-    each sweep takes 10,000 training images, drawn afresh. Model, data, epochs and seed are what counts; it runs on
-    the CPU, and an interrupted training begins anew.
+    each sweep takes 10,000 training images, drawn afresh. Model, data, epochs and seed are what counts; there is no
+    optimiser, it runs on the CPU, and an interrupted training begins anew.
 
     Args:
         config: the settings; its own ``method`` is not looked at.
