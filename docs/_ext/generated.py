@@ -137,6 +137,34 @@ def accuracy(result: dict[str, Any]) -> str:
     return "\n".join([head, "| ---: | ---: | ---: | ---: |", *rows])
 
 
+def trained(result: dict[str, Any]) -> str:
+    """Networks that HALO trained, from accuracy to speed."""
+    rows = []
+    for row in result["rows"].values():
+        size, speeds = row["bytes"], [f"{speed['median']:.1f}" for speed in row["ratio"].values()]
+        rows.append(
+            f"| {_unbroken(row['model'])}, by {row['by']} | {row['accuracy']:.2f} % | {row['sparsity']:.2%} "
+            f"| {row['macs_left']:.1%} | {size['exact']:,} ({size['dense'] / size['exact']:.1f} ×) "
+            f"| {size['fp16, compressed']:,} ({size['dense'] / size['fp16, compressed']:.1f} ×) "
+            f"| {' / '.join(speeds)} |"
+        )
+    head = "| network | accuracy | zeros | left | bytes, exact | fp16, compressed | times as fast, batch 1 / 64 |"
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *rows])
+
+
+def commands(result: dict[str, Any]) -> str:
+    """How they were trained."""
+    lines = [f"{row['command']} --name {name}" for name, row in result["rows"].items()]
+    return "\n".join(
+        [
+            "```bash",
+            *lines,
+            f"python benchmarks/trained.py {' '.join(f'runs/{name}' for name in result['rows'])}",
+            "```",
+        ]
+    )
+
+
 TABLES = {
     "accuracy": accuracy,
     "overhead": overhead,
@@ -147,6 +175,8 @@ TABLES = {
     "faster": faster,
     "beside": beside,
     "sizes": sizes,
+    "trained": trained,
+    "commands": commands,
 }
 
 
