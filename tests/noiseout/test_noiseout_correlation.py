@@ -52,6 +52,14 @@ def np_mean(x):
     return (rho.sum() - count) / (count * (count - 1))
 
 
+def test_a_look_at_the_sums_does_not_disturb_them():
+    x = torch.randn(60, 13).double()
+    moments = summed(x[:30])
+    moments.covariance()
+    moments.add(x[30:])
+    np.testing.assert_allclose(moments.covariance(), np.cov(x.numpy(), rowvar=False, bias=True), atol=1e-12)
+
+
 def test_a_large_mean_does_not_drown_the_covariance():
     x = 1e6 + torch.randn(1000, 3).double()
     np.testing.assert_allclose(summed(x, 10).covariance(), np.cov(x.numpy(), rowvar=False, bias=True), rtol=1e-8)
@@ -76,8 +84,10 @@ def test_fold_is_the_least_squares_fit_and_explains_what_it_says(constant):
             assert factor == pytest.approx(float(fit[0]), abs=1e-9)
             assert offset == pytest.approx(float(fit[1]) if constant else 0.0, abs=1e-9)
             error = float((x[:, a] - design @ fit).square().mean())
-            share = max(1 - error / float(x[:, a].var(correction=0)), 0.0)
-            assert float(explained[a, b]) == pytest.approx(share, abs=1e-9)
+            size = float(x[:, a].var(correction=0)) if constant else float(x[:, a].square().mean())
+            assert float(relation.size[a]) == pytest.approx(size)
+            assert float(explained[a, b]) == pytest.approx(1 - error / size, abs=1e-9)
+    assert torch.equal(relation.explained(torch.tensor([3, 1]), slice(2, 3)), explained[[3, 1], 2:3])
 
 
 def test_constants_are_explained_where_a_constant_can_be_added():

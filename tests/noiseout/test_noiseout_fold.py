@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import compactable
 from compactable import drawn
 from shrinkage.core.errors import TargetError
 from shrinkage.deploy.surgery import reshape_like
+from shrinkage.noiseout.correlation import Relation
+from shrinkage.noiseout.foldable import Foldable
 from shrinkage.noiseout.method import NoiseOut
 
 
@@ -175,6 +178,8 @@ def test_what_is_left_can_be_told_from_shapes():
         method.prune([x], 2)
     assert model[0].out_channels == 8
     method.prune([x], 1)
+    with pytest.raises(TargetError, match="only 0 of 1"):  # in another call as little
+        method.prune([x], 1)
     fresh = reshape_like(net(), {name: value.shape for name, value in model.state_dict().items()})
     fresh.load_state_dict(model.state_dict())
     torch.testing.assert_close(fresh(x), model(x))
@@ -216,28 +221,147 @@ def test_the_first_pair_is_the_most_correlated_of_all():
     for h in hidden:
         rho = np.abs(np.corrcoef(h.numpy(), rowvar=False)) - np.eye(h.shape[1])
         best.append(rho.max())
-    name = "02"[int(np.argmax(best))]
+    index = int(np.argmax(best))
+    loud = hidden[index].var(0) * model[2 * index + 2].weight.detach().square().sum(0)
     (fold,) = NoiseOut(model, x[:1], noise=None, by="correlation").prune(list(x.split(64)), 1).folds
-    assert fold.layer == name
+    assert fold.layer == "02"[index]
     assert fold.correlation == pytest.approx(max(best), abs=1e-5)
+    assert loud[fold.unit] < loud[fold.partner]
 
 
-def test_by_error_the_first_fold_changes_the_readers_least():
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    x = torch.randn(300, 6).double()
-    h = model[:2](x).detach()
-    weight = model[2].weight.detach()
+class Both(nn.Module):
+    """Two layers read the same neurons, one of them behind a ReLU; it may have no bias."""
+
+    def __init__(self, bias, scale, hidden=8):
+        super().__init__()
+        self.hidden, self.one, self.two = nn.Linear(6, hidden), nn.Linear(hidden, 3), nn.Linear(hidden, 3, bias=bias)
+        with torch.no_grad():
+            self.two.weight *= scale
+        self.double()
+
+    def forward(self, x):
+        h = self.hidden(x)
+        return torch.cat([self.one(h), self.two(h.relu())], 1)
+
+
+@pytest.mark.parametrize("scale", [0.03, 1.0, 30.0])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_by_error_the_first_fold_changes_the_readers_least(bias, scale, seed):
+    torch.manual_seed(seed)
+    model, x = Both(bias, scale), torch.randn(300, 6).double()
+    h = model.hidden(x).detach()
+    readers = [(h, model.one.weight.detach(), True), (h.relu(), model.two.weight.detach(), bias)]
 
     def error(a, b):
-        design = torch.stack([h[:, b], torch.ones(300).double()], 1)
-        left = h[:, a] - design @ torch.linalg.lstsq(design, h[:, a]).solution
-        return float(left.square().mean() * weight[:, a].square().sum())
+        total = 0.0
+        for read, weight, constant in readers:
+            design = torch.stack([read[:, b], torch.ones(300).double()], 1)[:, : 1 + constant]
+            left = read[:, a] - design @ torch.linalg.lstsq(design, read[:, a]).solution
+            total += float(left.square().mean() * weight[:, a].square().sum())
+        return total
 
     wanted = min((error(a, b), a, b) for a in range(8) for b in range(8) if a != b)
     before = model(x).detach()
     (fold,) = NoiseOut(model, x[:1], noise=None, by="error").prune([x], 1).folds
     assert (fold.unit, fold.partner) == wanted[1:]
     assert float((model(x).detach() - before).square().sum(1).mean()) == pytest.approx(wanted[0])
+
+
+@pytest.mark.parametrize("by", ["correlation", "error"])
+def test_many_at_once_go_as_one_by_one(by):
+    """Each call measures anew how much of a neuron is heard, with all that it has taken over."""
+    first, x = Both(False, 1.0, 14), torch.randn(500, 6).double()
+    second = copy.deepcopy(first)
+    NoiseOut(first, x[:1], noise=None, by=by).prune([x], 11)
+    again = NoiseOut(second, x[:1], noise=None, by=by)
+    for _ in range(11):
+        again.prune([x], 1)
+    torch.testing.assert_close(first(x), second(x))
+
+
+def test_a_neuron_that_speaks_for_many_stays():
+    model = nn.Sequential(nn.Linear(4, 32, bias=False), nn.Linear(32, 1)).double()
+    with torch.no_grad():
+        model[0].weight[:30] = model[0].weight[0].clone()  # thirty say one thing, one another, one a third
+        model[1].weight[:, :30] = 1
+        model[1].weight[:, 30:] = 2
+    x = torch.randn(2000, 4).double()
+    before = model(x).detach()
+    result = NoiseOut(model, x[:1], noise=None).prune([x], 30)
+    assert result.layers["0"].after == 2
+    assert float((model(x).detach() - before).square().mean() / before.var()) < 0.05
+
+
+@pytest.mark.parametrize("by", ["correlation", "error"])
+def test_a_loud_constant_stays_where_no_constant_can_be_added(by):
+    model = nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 2, bias=False)).double()
+    with torch.no_grad():
+        model[0].weight[3], model[0].bias[3], model[2].weight[:, 3] = 0, 5, 50
+    x = torch.randn(400, 5).double()
+    before = model(x).detach()
+    dropped = []
+    for unit in range(8):
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other[2].weight[:, unit] = 0
+        dropped.append(float((other(x).detach() - before).square().mean()))
+    (fold,) = NoiseOut(model, x[:1], noise=None, by=by).prune([x], 1).folds
+    assert fold.unit != 3
+    assert float((model(x).detach() - before).square().mean()) < min(dropped)
+
+
+def test_those_that_are_dead_find_another_partner_once(monkeypatch):
+    """They are all equal: if they shared one that is dead too, all would look again when it goes."""
+    model = nn.Sequential(nn.Linear(8, 400), nn.ReLU(), nn.Linear(400, 3))
+    with torch.no_grad():
+        model[0].bias[:200] = -1000
+    sought = []
+    explained = Relation.explained
+    monkeypatch.setattr(
+        Relation, "explained", lambda self, units, *rest: sought.append(len(units)) or explained(self, units, *rest)
+    )
+    folds = NoiseOut(model, torch.randn(1, 8), noise=None).prune([torch.randn(500, 8)], 200).folds
+    assert {fold.unit for fold in folds} == set(range(200))
+    assert sum(sought) < 3 * 400
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_that_repeats_the_input_lets_constants_in(mode):
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Identity(), nn.Conv2d(6, 4, 3, padding=1, padding_mode=mode))
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = model[0].weight[3], model[0].bias[3] + 1
+    shrunk(model, (2, 7, 7), 1)
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (compactable.DenseNet, (3, 8, 8)),
+        (compactable.MobileNet, (3, 8, 8)),
+        (compactable.ResNeXt, (3, 8, 8)),
+        (compactable.UNet, (3, 8, 8)),
+        (compactable.Gated, (4,)),
+    ],
+)
+def test_parameters_are_counted_before_anything_is_cut(build, shape, monkeypatch):
+    said = []
+    left = Foldable.parameters_left
+
+    def counting(self, model):
+        count = left(self, model)
+        return lambda kept: said.append(count(kept)) or said[-1]
+
+    monkeypatch.setattr(Foldable, "parameters_left", counting)
+    model = drawn(build())
+    method = NoiseOut(model, torch.randn(2, *shape), noise=None)
+    fewest = method.fewest
+    for share in (0.8, 0.6):
+        wanted = max(int(share * method.parameters), fewest)
+        method.prune([torch.randn(16, *shape)], parameters=wanted)
+        assert said[-1] == sum(parameter.numel() for parameter in model.parameters()) <= wanted
+    method.prune([torch.randn(16, *shape)], parameters=fewest)
+    assert method.parameters == fewest
 
 
 class Fixed(nn.Module):
@@ -249,6 +373,86 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return self.head(functional.relu(self.hidden(functional.relu(self.conv(x)).view(-1, 36))))
+
+
+class Aside(nn.Module):
+    """Layers that are read in other ways than by calling them with what they multiply."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.how = how
+        self.double()
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        if self.how == "function":
+            h = functional.linear(h, self.b.weight, self.b.bias)
+        elif self.how == "keyword":
+            h = self.b(input=h)
+        else:
+            h = self.b(h)
+        return self.d(self.c(h.tanh()).tanh())
+
+
+class Rectified(nn.Linear):
+    def forward(self, x):
+        return functional.linear(x.relu(), self.weight, self.bias)
+
+
+def test_what_a_hook_does_not_see_is_not_folded():
+    x = torch.randn(100, 5).double()
+    model = Aside("function")
+    method = NoiseOut(model, x[:1], noise=None)
+    assert method.neurons == {"b": 8, "c": 6}
+    assert method.result().left == ("a",)
+    model = Aside("call")
+    model.b = Rectified(8, 8).double()
+    method = NoiseOut(model, x[:3], noise=None)
+    assert method.neurons == {"b": 8, "c": 6}
+    assert method.result().left == ("a",)
+
+
+def test_a_layer_that_is_called_by_keyword_is_seen():
+    models = [Aside("call"), Aside("keyword")]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(100, 5).double()
+    folds = [NoiseOut(model, x[:1], noise=None).prune([x], 9).folds for model in models]
+    assert folds[0] == folds[1]
+    torch.testing.assert_close(models[0](x), models[1](x))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "left"),
+    [
+        (nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 6), nn.Linear(6, 2)), (5,), "0"),
+        (nn.Sequential(nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 1)), (1, 8, 8), "0"),
+        (nn.Sequential(nn.Conv2d(1, 6, 3), nn.ZeroPad2d(1), nn.Conv2d(6, 4, 3), nn.Conv2d(4, 2, 1)), (1, 8, 8), "0"),
+        (nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.Linear(6, 3), nn.Linear(3, 2), nn.Softmax(1)), (4,), "0"),
+        (compactable.Encoder().double(), (3, 5), None),
+    ],
+)  # fmt: skip
+def test_what_stays_is_named_by_its_path(model, shape, left):
+    found = NoiseOut(model.double(), torch.randn(2, *shape).double(), noise=None).result().left
+    paths = {name for name, _ in model.named_modules()}
+    assert all(part in paths for name in found for part in name.split(" + "))
+    if left is not None:
+        assert found == (left,)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(5, 8), nn.Linear(5, 8), nn.Linear(16, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.d(self.c(torch.cat([self.a(x).tanh(), self.b(x).tanh()], 1)).tanh())
+
+
+@pytest.mark.parametrize("pattern", ["a", "b", "a + b", "a*"])
+def test_one_name_of_a_group_leaves_all_of_it_out(pattern):
+    assert set(NoiseOut(Branches(), torch.randn(2, 5), noise=None).neurons) == {"a + b", "c"}
+    assert set(NoiseOut(Branches(), torch.randn(2, 5), noise=None, exclude=pattern).neurons) == {"c"}
 
 
 def test_layers_whose_size_the_code_relies_on_stay():

@@ -4,11 +4,13 @@ import copy
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Adafactor, Adam, AdamW, RMSprop
+from torch.optim.swa_utils import AveragedModel
 
 from nets import batch
 from shrinkage.core.errors import InputError, StateError, TargetError
@@ -197,13 +199,164 @@ def test_nothing_of_the_noise_is_left():
     step(model, optimizer, 5)
 
 
-def test_the_model_copies_and_pickles_in_training():
+def test_copies_and_pickles_of_the_model_train_without_noise():
+    model, plain = mlp(), mlp()
+    plain.load_state_dict(model.state_dict())
+    x, y = batch(0)
+    functional.cross_entropy(plain(x), y).backward()
+    pruning = method(model).attach(SGD(model.parameters(), lr=0.1))
+    before = pruning.state_dict()["noise"]["generator"]
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        functional.cross_entropy(twin(x), y).backward()
+        assert all(torch.equal(a.grad, b.grad) for a, b in zip(twin.parameters(), plain.parameters(), strict=True))
+    assert torch.equal(before, pruning.state_dict()["noise"]["generator"])
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_copies_and_pickles_of_the_method_are_attached_to_nothing(attached):
     model = mlp()
+    pruning = method(model)
+    if attached:
+        pruning.attach(SGD(model.parameters(), lr=0.1))
+        model(INPUTS[0]).sum().backward()
+    for net, twin in (copy.deepcopy((model, pruning)), pickle.loads(pickle.dumps((model, pruning)))):
+        state = twin.state_dict()["noise"]
+        twin.attach(SGD(net.parameters(), lr=0.1))
+        twin.prune(INPUTS, 5)
+        assert (net[0].out_features + net[2].out_features, model[0].out_features) == (43, 32)
+        if attached:
+            assert all(torch.equal(state[key], value) for key, value in pruning.state_dict()["noise"].items())
+
+
+def noise_gradient(optimizer):
+    return optimizer.param_groups[0]["params"][-2].grad
+
+
+def test_two_losses_of_one_forward_pass_get_the_noise_once():
+    found = []
+    for split in (False, True):
+        torch.manual_seed(0)
+        model = mlp()
+        optimizer = SGD(model.parameters(), lr=0.1)
+        method(model).attach(optimizer)
+        one, two = (model(INPUTS[0])[:, i].sum() for i in (0, 1))
+        torch.manual_seed(0)
+        outputs = model(INPUTS[0])
+        one, two = outputs[:, 0].sum(), outputs[:, 1].sum()
+        if split:
+            one.backward(retain_graph=True)
+            two.backward()
+        else:
+            (one + two).backward()
+        found.append([noise_gradient(optimizer), *(each.grad for each in model.parameters())])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_a_gradient_penalty_does_not_see_the_noise():
+    model, plain = mlp(), mlp()
+    plain.load_state_dict(model.state_dict())
+    x = INPUTS[0].clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(plain(x).sum(), x, create_graph=True)
     optimizer = SGD(model.parameters(), lr=0.1)
     method(model).attach(optimizer)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert torch.equal(twin(INPUTS[0]), model(INPUTS[0]))
-        functional.cross_entropy(twin(INPUTS[0]), batch(0)[1]).backward()
+    loss = model(x).sum()
+    (found,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(found, wanted)
+    assert noise_gradient(optimizer) is None
+    (loss + found.square().sum()).backward()
+    assert bool(noise_gradient(optimizer).any())  # the step's own gradient has it
+
+
+def test_torch_func_takes_the_users_gradient():
+    model = mlp()
+    parameters = dict(model.named_parameters())
+
+    def loss(given):
+        return torch.func.functional_call(model, given, (INPUTS[0],)).square().sum()
+
+    wanted = torch.func.grad(loss)(parameters)
+    method(model).attach(SGD(model.parameters(), lr=0.1))
+    found = torch.func.grad(loss)(parameters)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_what_was_compiled_before_hears_of_the_noise_and_of_its_end():
+    model = mlp()
+    compiled = torch.compile(model, backend="eager")
+    compiled(INPUTS[0]).sum().backward()
+    optimizer = SGD(model.parameters(), lr=0.0)
+    pruning = method(compiled).attach(optimizer)
+    step(compiled, optimizer, 0)
+    assert bool(noise_gradient(optimizer).any())
+    pruning.prune(INPUTS, 5)
+    pruning.finish()
+    found = []
+    for each in (compiled, model):
+        optimizer.zero_grad()
+        each(INPUTS[0]).sum().backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_model_compiled_in_place_is_measured():
+    model = mlp()
+    wanted = method(copy.deepcopy(model), noise=None).correlation(INPUTS)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        model.eval()(INPUTS[0])
+    assert method(model, noise=None).correlation(INPUTS) == wanted
+
+
+class Keyword(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.head(input=self.hidden(x).relu())
+
+
+def test_a_head_that_is_called_by_keyword_learns_noise():
+    model = Keyword()
+    plain = nn.Sequential(model.hidden, nn.ReLU(), model.head)
+    found = []
+    for each in (model, plain):
+        each.zero_grad()
+        optimizer = SGD(each.parameters(), lr=0.1)
+        pruning = method(each).attach(optimizer)
+        each(INPUTS[0]).sum().backward()
+        found.append([noise_gradient(optimizer).clone(), model.hidden.weight.grad.clone()])
+        pruning.finish()
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+
+
+def test_a_training_without_noise_is_told_at_its_first_step():
+    model = mlp().eval()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    pruning = method(model).attach(optimizer)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(StateError, match=r"no training batch has passed the head '4' .* model.train\(\)"):
+        step(model, optimizer, 0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    step(model.train(), optimizer, 0)
+    pruning.finish()
+    step(model.eval(), optimizer, 1)
+
+
+def test_another_time_draws_other_noise_and_so_does_a_resumed_run():
+    model = mlp()
+    pruning = method(model)
+    losses = []
+    for index in range(3):
+        if index == 2:
+            state, pruning = pruning.state_dict(), method(model)
+            pruning.load_state_dict(state)
+        pruning.attach(SGD(model.parameters(), lr=0.1))
+        model(INPUTS[0])
+        losses.append(pruning.noise_loss)
+        pruning.finish()
+    assert len(set(losses)) == 3
 
 
 def test_evaluation_draws_no_noise():
@@ -321,6 +474,51 @@ def test_a_tolerance_is_kept_and_what_costs_too_much_is_taken_back():
         assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
 
 
+def test_a_tolerance_ends_when_no_more_can_go():
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2), nn.Tanh(), nn.Conv2d(8, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    x = torch.randn(20, 4, 6, 6)
+    pruning = NoiseOut(model, x[:1], noise=None)
+    result = pruning.run(lambda net: None, [x], lambda net: 1.0, tolerance=0.5)
+    assert [each.kept for each in result.rounds] == [True] * len(result.rounds)
+    assert result.total.after == 3 == pruning.run(lambda net: None, [x], lambda net: 1.0, tolerance=0.5).total.after
+    model = mlp()
+    assert method(model, noise=None).run(lambda net: None, INPUTS, lambda net: 1.0, tolerance=0.5).total.after == 2
+
+
+def test_a_baseline_is_spent_once():
+    def neurons(net):
+        return float(net[0].out_features + net[2].out_features)
+
+    left = {}
+    for baseline in (48.0, None):
+        model = mlp()
+        pruning = method(model, noise=None)
+        for _ in range(2):
+            pruning.run(lambda net: None, INPUTS, neurons, tolerance=6.0, baseline=baseline)
+        left[baseline] = neurons(model)
+    assert left[48.0] >= 42 > left[None]
+
+
+def test_there_is_no_way_back_past_the_attachment():
+    model = mlp()
+    optimizer = Adam(model.parameters(), lr=0.01)
+    pruning = method(model)
+    before = pruning.mark()
+    pruning.attach(optimizer)
+    within = pruning.mark()
+    step(model, optimizer, 0)
+    pruning.prune(INPUTS, 3)
+    with pytest.raises(StateError, match=r"before attach\(\) or finish\(\)"):
+        before()
+    pruning.finish()
+    with pytest.raises(StateError, match=r"before attach\(\) or finish\(\)"):
+        within()
+    assert sum(pruning.neurons.values()) == 45
+    optimizer.state_dict()
+
+
 def test_the_way_back_is_exact():
     model = mlp()
     optimizer = Adam(model.parameters(), lr=0.01)
@@ -376,7 +574,70 @@ def test_a_resumed_run_is_the_same_to_the_bit():
         assert torch.equal(mine, theirs)
 
 
+def test_a_state_loaded_before_attach_is_given_on():
+    model = mlp()
+    first = method(model).attach(SGD(model.parameters(), lr=0.1))
+    model(INPUTS[0])
+    state = first.state_dict()
+    second = method(mlp())
+    second.load_state_dict(state)
+    again = second.state_dict()
+    assert all(torch.equal(again["noise"][key], value) for key, value in state["noise"].items())
+
+
+def test_a_state_of_other_layers_is_refused():
+    first = method(mlp(), noise=None, exclude="0")
+    first.prune(INPUTS, 3)
+    model = mlp()
+    with pytest.raises(InputError, match=r"state is of layers 2, and here 0, 2 can .* exclude="):
+        method(model, noise=None).load_state_dict(first.state_dict())
+    assert model[2].out_features == 16
+
+
 # ----------------------------------------------------------------------------------------- bad input
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 8), nn.Linear(12, 8), nn.Linear(16, 2)
+
+    def forward(self, x, z):
+        return self.c(torch.cat([self.a(x).tanh(), self.b(z).tanh()], 1))
+
+
+def test_batches_of_a_model_with_two_inputs():
+    model = Pair()
+    one, two = INPUTS[:2]
+    pruning = NoiseOut(model, (one[:2], two[:2]), noise=None)
+    wanted = pruning.correlation([{"x": one, "z": two}])
+    for given in ((one, two), [one, two, torch.zeros(32)], ((one, two), torch.zeros(32))):
+        assert pruning.correlation([given]) == wanted
+    with pytest.raises(InputError, match="2 inputs, and a batch 1"):
+        pruning.prune([one], 3)
+
+
+def test_batches_of_a_loader_are_pairs():
+    data = torch.utils.data.TensorDataset(torch.cat(INPUTS), torch.zeros(128))
+    model = mlp()
+    found = method(model, noise=None).correlation(torch.utils.data.DataLoader(data, 50))
+    assert found == pytest.approx(method(model, noise=None).correlation([torch.cat(INPUTS)]))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_too_few_examples_are_refused(rows):
+    model = mlp()
+    with pytest.raises(InputError, match=rf"layer '2', which reads the 32 neurons of '0', saw {rows} rows .* need 3"):
+        method(model, noise=None).prune([INPUTS[0][:rows]], 6)
+    assert model[0].out_features == 32
+
+
+def test_numbers_of_other_kinds():
+    model = mlp()
+    method(model, noise=None).prune(INPUTS, np.int64(3))
+    method(model, noise=None).prune(INPUTS, {"0": np.int32(2)})
+    method(model, noise=None).prune(INPUTS, parameters=np.int64(500))
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 500
 
 
 class Convolutional(nn.Sequential):
@@ -426,6 +687,9 @@ def test_unsupported_layers_are_named():
     [
         ({"outputs": 0}, "outputs is a whole number"),
         ({"strength": 0.0}, "strength must be greater than 0"),
+        ({"strength": "big"}, "strength must be greater than 0"),
+        ({"noise": "gaussian"}, r"noise is an object .*Gaussian\(\), or None, got 'gaussian'"),
+        ({"noise": Gaussian}, r"noise is an object .* got <class"),
         ({"by": "luck"}, "by must be one of correlation, error"),
         ({"exclude": "5.*"}, "exclude='5.*' matches no layer .* 0, 2"),
         ({"exclude": ["0", "2"]}, "Sequential has no layer that can lose neurons"),
@@ -437,7 +701,13 @@ def test_arguments_that_cannot_be(options, message):
 
 
 def test_noise_that_cannot_be():
-    for make in (lambda: Gaussian(std=-1), lambda: Binomial(p=2), lambda: Binomial(0), lambda: Constant(float("nan"))):
+    for make in (
+        lambda: Gaussian(std=-1),
+        lambda: Binomial(p=2),
+        lambda: Binomial(0),
+        lambda: Binomial(1.5),
+        lambda: Constant(float("nan")),
+    ):
         with pytest.raises(InputError, match="noise needs"):
             make()
 
@@ -452,6 +722,8 @@ def test_calls_that_cannot_be():
         pruning.prune([], 3)
     with pytest.raises(StateError, match="'0' has activations that are NaN"):
         pruning.prune([torch.full((2, 12), torch.nan)], 3)
+    with pytest.raises(StateError, match=r"outside torch\.inference_mode"), torch.inference_mode():
+        pruning.prune(INPUTS, 3)
     with pytest.raises(InputError, match=r"no layer '7' .* 0, 2"):
         pruning.prune(INPUTS, {"7": 1})
     with pytest.raises(InputError, match="one budget"):
@@ -469,5 +741,10 @@ def test_calls_that_cannot_be():
         pruning.attach(optimizer)
     with pytest.raises(InputError, match="not the state of NoiseOut"):
         pruning.load_state_dict({})
-    with pytest.raises(InputError, match="wrap the smaller model"):
-        NoiseOut(nn.DataParallel(model), INPUTS[0])
+    for wrapped in (
+        nn.DataParallel(model),
+        torch.compile(nn.DataParallel(model), backend="eager"),
+        AveragedModel(nn.DataParallel(model)),
+    ):
+        with pytest.raises(InputError, match=r"DataParallel spreads .* wrap the smaller model"):
+            NoiseOut(wrapped, INPUTS[0])

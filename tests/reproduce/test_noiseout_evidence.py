@@ -1,5 +1,6 @@
 """The evidence for NoiseOut on a tiny part: complete, not run twice, paired with networks from scratch."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -7,14 +8,15 @@ import pytest
 import torch
 
 from shrinkage.core.errors import InputError, StateError
-from shrinkage.reproduce import shrinking
+from shrinkage.reproduce import shrinking, shrunkplots
 from shrinkage.reproduce.lines import Lines
 from shrinkage.reproduce.noiseout import Evidence, _evidence, reproduce
 from shrinkage.reproduce.runner import Runner
 from shrinkage.reproduce.shrinking import Part, Trial, run
+from shrinkage.reproduce.shrunkplots import curve_plot
 
 CPU = torch.device("cpu")
-TINY = Part("a tiny one", "digits", "mlp", 3, 256, 0.05, (0.1,), 1, (0.5,), held_out=300)
+TINY = Part("a tiny one", "digits", "mlp", 3, 256, 0.05, (0.1,), 1, (0.5, 0.95), held_out=300)
 
 
 @pytest.fixture
@@ -33,9 +35,17 @@ def test_a_trial_leaves_what_it_says_and_repeats_to_the_bit(tiny):
     other = run(scratch, None, CPU)
     assert other["parameters"] == first["parameters"]
     assert other["shapes"] == first["shapes"]
-    sparse = run(Trial("tiny", "noiseout", "none", 0.1, 0, sparsity=0.5), None, CPU)
-    assert sparse["nonzeros"] < 0.6 * sparse["parameters"]
-    assert sparse["compacted"] <= sparse["parameters"]
+
+
+def test_halo_leaves_as_many_whether_or_not_neurons_have_gone(tiny):
+    found = [
+        run(Trial("tiny", "noiseout", "none", left, 0, sparsity=0.95, late=late), None, CPU)
+        for left, late in ((1.0, False), (1.0, True), (0.1, False))
+    ]
+    weights, others = 64 * 300 + 300 * 100 + 100 * 10, 410
+    assert [each["nonzeros"] for each in found] == pytest.approx([others + 0.05 * weights] * 3, abs=2)
+    assert [each["halo_steps"] for each in found] == [18, 6, 6]  # of three epochs all, or the last
+    assert all(each["nonzeros"] <= each["parameters"] >= each["compacted"] for each in found)
 
 
 def test_a_network_from_scratch_begins_as_wide_as_it_is(tiny):
@@ -64,10 +74,10 @@ def fake(trial):
         "parameters": left,
         "nonzeros": left,
         "compacted": left,
+        "halo_steps": 7 if trial.sparsity else 0,
         "units": {"1": 30, "3": 10},
         "shapes": {"w": [3, left]},
         "correlation": [{"1": 0.1, "3": 0.2}, {"1": 0.15, "3": 0.25}],
-        "removals": [],
         "seconds": 0.0,
     }
 
@@ -86,14 +96,39 @@ def test_evidence_is_paired_and_prints(tiny, tmp_path):
         "from scratch",
         "+1.00",
         "HALO, 50% zeros",
-        "NoiseOut to 10.0%, then HALO",
+        "HALO, 95% zeros, late",
+        "NoiseOut to 10.0%, then HALO to 5%",
     ):
         assert word in text
+    assert set(found.sparse) == {
+        "HALO, 50% zeros",  # more than NoiseOut leaves by itself
+        "HALO, 95% zeros",
+        "HALO, 95% zeros, late",
+        "NoiseOut to 10.0%, then HALO to 5%",
+    }
     json.dumps(found.to_dict())
     count = len((tmp_path / "tiny.jsonl").read_text().splitlines())
     with Lines(tmp_path / "tiny.jsonl", {"device": "cpu"}, said.append) as lines:
         _evidence("tiny", TINY, runner(lines, said))
     assert len((tmp_path / "tiny.jsonl").read_text().splitlines()) == count
+
+
+def test_the_curve_shows_what_is_left_when_halo_is_compacted(tmp_path, monkeypatch):
+    shown = set()
+
+    class Axes:
+        def plot(self, x, *rest, **style):
+            shown.update(x)
+
+        errorbar = plot
+
+        def __getattr__(self, name):
+            return lambda *rest, **style: None
+
+    monkeypatch.setattr(shrunkplots, "drawing", lambda *rest: contextlib.nullcontext((None, [Axes()])))
+    outcome = {"accuracy": 90.0, "parameters": 50000, "nonzeros": 2000, "compacted": 19000}
+    curve_plot({("none", 0.1): [{**outcome, "parameters": 5000}]}, {"HALO": [outcome]}, "title", tmp_path / "a.svg")
+    assert shown == {2000.0, 5000.0, 19000.0}
 
 
 def test_settings_tell_parts_apart(tiny):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from nets import batch
-from shrinkage.core.errors import StateError
+from shrinkage.core.errors import InputError, StateError
 from shrinkage.training.shrinker import Shrinker
 
 STEPS = 40
@@ -59,6 +59,32 @@ def test_a_training_that_ends_early_is_told():
     assert shrinker.phase == "shrinking"
     with pytest.raises(StateError, match="only 15 steps were taken"):
         shrinker.finalize()
+
+
+def test_a_share_that_cannot_be_is_told_before_the_training():
+    model, _ = begin()
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    fewest = (12 + 1) + (1 + 1) + 4 * (1 + 1)  # one neuron a layer
+    with pytest.raises(InputError, match=rf"{fewest} are left where every layer has one neuron"):
+        Shrinker(model, 1 - (fewest - 1) / whole, STEPS, SEEN)
+    assert Shrinker(model, 1 - (fewest + 0.5) / whole, STEPS, SEEN).units == whole
+
+
+def test_steps_are_counted_once_where_one_optimiser_extends_another():
+    class Extended(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    models, left = [], []
+    for kind in (torch.optim.SGD, Extended):
+        model, shrinker = begin()
+        optimizer = kind(model.parameters(), lr=0.05)
+        shrinker.attach(optimizer)
+        go_on(model, optimizer, range(17))
+        models.append(model)
+        left.append(shrinker.state_dict()["step"])
+    assert left == [17, 17]
+    assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("pause", [5, 17, 35])

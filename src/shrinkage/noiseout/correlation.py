@@ -6,10 +6,10 @@ Of two units with activations :math:`h_A` and :math:`h_B`, the best guess of the
     a = \frac{\operatorname{cov}(h_A, h_B)}{\operatorname{var}(h_B)}, \qquad b = \bar h_A - a\,\bar h_B
 
 and explains the share :math:`\rho^2` of the variance of :math:`h_A`. Where no constant can be added
-(:math:`b = 0`), moments about zero take the place of those about the mean.
+(:math:`b = 0`), moments about zero take the place of those about the mean: the mean square that of the variance.
 
-All sums are in float64. A block of rows at a time is widened, and only one half of the symmetric matrix is summed, so
-that memory stays near the size of that matrix: 128 MiB for 4,096 units.
+All sums are in float64. A block of rows at a time is widened, and only one half of the symmetric matrix is summed. That
+matrix takes 128 MiB for 4,096 units, and once more while a relation is made of it.
 """
 
 from __future__ import annotations
@@ -77,9 +77,13 @@ class Moments:
 
     def covariance(self) -> Tensor:
         """The covariance over all observations (divided by their count), shape (units, units), float64."""
-        whole = self._products.triu() + self._products.triu(1).T
+        for start in range(0, len(self._sum), _TILE):  # the lower half, which is never added to the upper one
+            end = start + _TILE
+            corner = self._products[start:end, start:end]
+            corner.copy_(corner.triu() + corner.triu(1).T)
+            self._products[end:, start:end] = self._products[start:end, end:].T
         mean = self._sum / max(self.count, 1)
-        return whole.div_(max(self.count, 1)).addr_(mean, mean, alpha=-1)
+        return (self._products / max(self.count, 1)).addr_(mean, mean, alpha=-1)
 
     def about_zero(self) -> Tensor:
         """The mean products of pairs of units, shape (units, units), float64."""
@@ -93,37 +97,33 @@ class Relation:
     Args:
         moments: of the units there.
         constant: whether a constant can be added to the multiple.
+
+    Attributes:
+        size: of each unit, what is lost there without it: its variance, or where no constant can be added its mean
+            square. Shape (units,), float64.
     """
 
     def __init__(self, moments: Moments, constant: bool) -> None:
         self._second = moments.covariance() if constant else moments.about_zero()
         self._mean = moments.mean
-        square = self._second.diagonal() + (self._mean**2 if constant else 0)
-        floor = CONSTANT * square
-        variance = self._second.diagonal() if constant else square - self._mean**2
-        self.variance = torch.where(variance > floor, variance, 0)
-        self._size = self._second.diagonal().where(self._second.diagonal() > floor, 0)
         self._constant = constant
+        diagonal = self._second.diagonal()
+        square = diagonal + self._mean**2 if constant else diagonal
+        self.size = diagonal.where(diagonal > CONSTANT * square, 0)
 
-    def explained(self, units: Tensor) -> Tensor:
-        """The share of the variance of some units that each unit explains, shape (len(units), all), in [0, 1].
+    def explained(self, units: Tensor, others: slice = slice(None)) -> Tensor:
+        """The share of the size of some units that others explain, shape (len(units), all or others), in [0, 1].
 
-        1 means: an exact multiple, up to the constant that can be added. A unit that is that constant is explained by
-        any other. With a constant that cannot be added the share may be negative, and counts as 0.
+        1 means: an exact multiple, up to the constant that can be added. A unit of size 0 is explained by any other.
         """
-        rows = self._second[units]
-        mine, other = self._size[units, None], self._size[None]
-        left = mine - torch.where(other > 0, rows**2 / other.clamp_min(torch.finfo(torch.float64).tiny), 0)
-        whole = self.variance[units, None]
-        # Of a constant that is read where none can be added, the whole size is at stake.
-        whole = torch.where(whole > 0, whole, mine)
-        share = 1 - left / whole.clamp_min(torch.finfo(torch.float64).tiny)
-        return torch.where(mine > 0, share, 1).clamp_(0, 1)
+        mine, other = self.size[units, None], self.size[None, others]
+        share = self._second[units, others].square_() / (mine * other).clamp_min(torch.finfo(torch.float64).tiny)
+        return share.where(other > 0, 0).where(mine > 0, 1).clamp_(0, 1)
 
     def fold(self, unit: int, partner: int) -> tuple[float, float]:
         """The factor and the constant that make of the partner the best guess of the unit."""
-        size = float(self._size[partner])
-        factor = float(self._second[unit, partner]) / size if size > 0 and float(self._size[unit]) > 0 else 0.0
+        size = float(self.size[partner])
+        factor = float(self._second[unit, partner]) / size if size > 0 and float(self.size[unit]) > 0 else 0.0
         if not self._constant:
             return factor, 0.0
         return factor, float(self._mean[unit]) - factor * float(self._mean[partner])

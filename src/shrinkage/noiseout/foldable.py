@@ -9,6 +9,7 @@ alternatives to each other if the same layers read them, in the same number of p
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.nn.modules.conv import _ConvNd
 
 from shrinkage.core.errors import InputError
@@ -28,7 +30,8 @@ from shrinkage.deploy.products import SUMS
 from shrinkage.deploy.rework import Arguments, agree, largest, run
 from shrinkage.deploy.slices import STAYS
 from shrinkage.deploy.surgery import apply
-from shrinkage.deploy.tracing import stored, trace
+from shrinkage.deploy.tracing import stored, tensors, trace
+from shrinkage.noiseout.watch import watching
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +62,31 @@ class Group:
     """Units that the same layers read.
 
     Attributes:
-        name: of the layers that write them.
+        name: of the layers that write them, all together.
+        layers: these.
         sets: the number of each unit, shape (units,).
         readers: the layers that read them.
     """
 
     name: str
+    layers: tuple[str, ...]
     sets: Tensor
     readers: tuple[Reader, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Note:
+    """A sum over slices that the trace has met.
+
+    Attributes:
+        product: the sum.
+        call: its operation.
+        plain: whether it sums over what the module with its weight was called with, once: what a hook sees.
+    """
+
+    product: Product
+    call: Call
+    plain: bool
 
 
 class Foldable:
@@ -78,29 +98,33 @@ class Foldable:
 
     Attributes:
         groups: units by what reads them.
-        held: names of weights that are read by something unknown, so that what they read stays.
+        fixed: layers between inputs and outputs of the model that cannot lose a unit, by path.
 
     Raises:
         InputError: if the model cannot be traced.
     """
 
     def __init__(self, model: nn.Module, inputs: Arguments) -> None:
-        self._notes: list[tuple[Product, Call]] = []
+        self._notes: list[_Note] = []
+        self._operands = _operands(model, inputs)
         rules = {**RULES, **{name: self._noted(rule) for name, rule in SUMS.items()}}
         with evaluating(model):
-            self._flow = flow = Flow(trace(model, *inputs), rules)
-        self.epsilon = flow.trace.epsilon
+            traced = trace(model, *inputs)
+            self.epsilon = traced.epsilon
+            self._flow = flow = Flow(traced, rules)
+        self._operands.clear()
         _fix_attention(model, flow)
-        self.held: dict[str, None] = {}
-        read = [(product, call, self._reader(model, product, call)) for product, call in self._notes]
-        self._wrote = [(product.outputs, path) for product, _, path in read if path is not None]
+        read = [(note.product, note.call, self._reader(model, note)) for note in self._notes]
+        self._wrote = [
+            (product.outputs, _layer(call)) for product, call, _ in read if (_weight(call)[0] or "").endswith(".weight")
+        ]
         self._tie_groups(read)
-        for product, call, path in read:
+        for product, _, path in read:
             if path is None:
                 flow.slices.fix(product.inputs)
-                self.held[_weight(call)[0] or call.node.name] = None
         self._roots = flow.slices.roots()
         self.groups = list(self._grouped([(p, c, path) for p, c, path in read if path is not None]))
+        self.fixed = self._fixed()
         flow.products.clear()  # what is to be added is said by the folds; the choice only cuts
         self._choice = Choice(flow)
         self._dimensions = [
@@ -119,8 +143,8 @@ class Foldable:
         found = {tuple(sorted(set(roots.tolist()))) for _, _, roots in self._dimensions}
         return [torch.tensor(sets) for sets in sorted(found) if sets and STAYS not in sets]
 
-    def fits(self, kept: Tensor) -> bool:
-        """Whether a model of which these sets stay (bool, by number) can be told from its shapes.
+    def fits(self, kept: Tensor, shapes: Mapping[str, torch.Size]) -> bool:
+        """Whether a model of which these sets stay (bool, by number) can be told from its shapes and those at first.
 
         Else :func:`~shrinkage.reshape_like` would take outputs lost by each group of a convolution for groups lost.
         """
@@ -128,8 +152,9 @@ class Foldable:
             inputs, outputs = (
                 kept[self._roots[slices]].view(conv.groups, -1) for slices in (conv.inputs, conv.outputs)
             )
-            left, size = int(outputs[0].sum()), outputs.shape[1]
-            if inputs.shape[1] > 1 and bool(inputs.all()) and left < size and conv.groups * left % size == 0:
+            left, (first, read, *_) = int(outputs[0].sum()), shapes[conv.weight]
+            size = first // conv.groups
+            if int(inputs[0].sum()) == read > 1 and left < size and conv.groups * left % size == 0:
                 return False
         return True
 
@@ -170,21 +195,42 @@ class Foldable:
     def _noted(self, rule: Rule) -> Rule:
         def noted(flow: Flow, call: Call) -> Any:
             before = len(flow.products)
+            seen = self._operands.get(_layer(call), [])
+            x = next(call.bound[name].data for name in ("mat1", "input", "self", "query") if name in call.bound)
+            plain = len(seen) == 1 and seen[0].numel() == x.numel()
+            plain = plain and agree([seen[0].reshape(x.shape)], [x], self.epsilon)
             result = rule(flow, call)
-            self._notes += [(product, call) for product in flow.products[before:]]
+            self._notes += [_Note(product, call, plain) for product in flow.products[before:]]
             return result
 
         return noted
 
-    def _reader(self, model: nn.Module, product: Product, call: Call) -> str | None:
+    def _reader(self, model: nn.Module, note: _Note) -> str | None:
         """The path of the module whose input this sums over, if it is a layer that is known and runs once."""
-        name, value = _weight(call)
-        if name is None or value is None or not self._flow.alone(value) or not name.endswith("weight"):
+        name, value = _weight(note.call)
+        if name is None or value is None or not self._flow.alone(value) or not note.plain:
             return None
-        path = name.rpartition(".")[0]
-        module = model.get_submodule(path)
-        known = isinstance(module, nn.Linear | _ConvNd) or is_hf_conv1d(module)
-        return path if known and getattr(module, "weight", None) is value.data else None
+        path = _layer(note.call)
+        return path if getattr(model.get_submodule(path), "weight", None) is value.data else None
+
+    def _fixed(self) -> list[str]:
+        """Layers that write nothing that can go, but for those that write what the model returns."""
+        by_node = {note.call.node: note for note in self._notes if _layer(note.call)}
+        graph = self._flow.trace.graph.graph
+        returned = set[Node]()
+        ahead = list(graph.output_node().all_input_nodes)
+        while ahead:  # back to the layers, through what keeps units apart
+            node = ahead.pop()
+            if node not in returned:
+                returned.add(node)
+                ahead += [] if node in by_node else [each for each in node.all_input_nodes if _alike(each, node)]
+        loses = {number for group in self.groups for number in group.sets.tolist()}
+        stay = [
+            _layer(note.call)
+            for node, note in by_node.items()
+            if node not in returned and loses.isdisjoint(self._roots[note.product.outputs].tolist())
+        ]
+        return list(dict.fromkeys(stay))
 
     def _tie_groups(self, read: list[tuple[Product, Call, str | None]]) -> None:
         """Of a convolution in groups all groups lose alike; one with an input a group is no place to be read."""
@@ -213,9 +259,10 @@ class Foldable:
         for key, roots in alike.items():
             sets = sorted(roots)
             made = tuple(self._made(*read[index], [places[index][root] for root in sets]) for index, _ in key)
-            if name := self._writers(set(sets)):
+            if layers := self._writers(set(sets)):
+                name = " + ".join(layers)
                 used[name] = used.get(name, 0) + 1
-                yield Group(name if used[name] == 1 else f"{name} ({used[name]})", torch.tensor(sets), made)
+                yield Group(name if used[name] == 1 else f"{name} ({used[name]})", layers, torch.tensor(sets), made)
 
     def _places(self, product: Product) -> dict[int, list[int]]:
         """Where each set that can go is among the inputs."""
@@ -239,10 +286,10 @@ class Foldable:
         place = (home.name, home.sign) if isinstance(home, Bias) else None
         return Reader(path, -1 - dims, channels, name, _input_dim(call), columns, place)
 
-    def _writers(self, sets: set[int]) -> str:
+    def _writers(self, sets: set[int]) -> tuple[str, ...]:
         """The names of the layers that write units."""
         names = [path for outputs, path in self._wrote if sets & set(self._roots[outputs].tolist())]
-        return " + ".join(dict.fromkeys(names))
+        return tuple(dict.fromkeys(names))
 
 
 def _input_dim(call: Call) -> int:
@@ -255,6 +302,35 @@ def _weight(call: Call) -> tuple[str | None, Value | None]:
         if isinstance(value := call.bound.get(name), Value):
             return value.name, value
     return None, None
+
+
+def _layer(call: Call) -> str:
+    """The path of the module whose weight this multiplies by; empty if there is none."""
+    name = _weight(call)[0]
+    if name is not None:
+        return name.rpartition(".")[0] or name
+    if "weight" not in call.bound:
+        return ""
+    *_, (path, _) = call.node.meta["nn_module_stack"].values()  # the weight is computed from others
+    return str(path).removeprefix("model").removeprefix(".")
+
+
+def _alike(node: Node, result: Node) -> bool:
+    """Whether a result has all the numbers of an argument, or their mean over positions."""
+    sizes = [tuple(each.shape) for each in (*tensors(node.meta.get("val")), *tensors(result.meta.get("val")))]
+    return len(sizes) == 2 and (math.prod(sizes[0]) == math.prod(sizes[1]) or sizes[0][:2] == sizes[1][:2])
+
+
+def _operands(model: nn.Module, inputs: Arguments) -> dict[str, list[Tensor]]:
+    """What flows into each layer of a known kind on the example, a tensor a call."""
+    found: dict[str, list[Tensor]] = {
+        path: []
+        for path, module in model.named_modules()
+        if path and (isinstance(module, nn.Linear | _ConvNd) or is_hf_conv1d(module))
+    }
+    with watching(model, {path: lambda x, seen=seen: seen.append(x.clone()) for path, seen in found.items()}):  # type: ignore[misc]
+        run(model, inputs)
+    return found
 
 
 def _fix_attention(model: nn.Module, flow: Flow) -> None:
@@ -312,6 +388,7 @@ def head_of(model: nn.Module, inputs: Arguments, path: str | None) -> str:
             if next(module.parameters(recurse=False), None) is not None:
                 handle = module.register_forward_hook(lambda module, args, out, name=name: ran.append(name))
                 stack.callback(handle.remove)
+        stack.enter_context(watching(model, {}))
         run(model, inputs)
     if path is not None and path not in ran:
         raise InputError(f"head={path!r} is no layer that runs on the example; the last that do are {ran[-3:]}")

@@ -13,11 +13,11 @@ for random numbers that nobody can know: that drives correlations up (see :mod:`
 Source: Babaeizadeh, Smaragdis, Campbell, "NoiseOut: A Simple Way to Prune Neural Networks", 2016, arXiv 1611.06211.
 The paper's stop rule, its choice between the two of a pair and the parameters of its noise are not known here. Chosen
 instead: of a pair the neuron goes that its readers hear less of; layers compare by :math:`|\rho|` itself; many pairs
-go in a round, and a neuron that has taken others over may itself be folded later; a round that costs too much is
+go in a round, and a neuron that has taken others over counts as loud as it is then; a round that costs too much is
 taken back and tried again with half as many. The default, ``by="error"``, is not the paper's: it weighs what a pair
 does not share by how much of it is heard (see :mod:`shrinkage.noiseout.partners`). Channels of convolutions are
 compared over all positions. Where padding, or a layer without a bias, lets no constant in, :math:`b = 0` and
-moments about zero are used, which stays exact.
+moments about zero are used, the mean square in place of the variance, which stays exact.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree
@@ -44,8 +45,8 @@ from shrinkage.noiseout.measure import measure
 from shrinkage.noiseout.noise import Gaussian, Noise, NoiseOutputs
 from shrinkage.noiseout.partners import By, Candidates, Step, Stock, choose
 from shrinkage.noiseout.quota import quota_of, whole
-from shrinkage.noiseout.removal import Snapshot, energy, remove, taken_over
-from shrinkage.noiseout.rounds import Score, Train, to_target, while_good
+from shrinkage.noiseout.removal import Snapshot, columns, remove, taken_over
+from shrinkage.noiseout.rounds import Score, Train, number, to_target, while_good
 from shrinkage.noiseout.shrunk import Fold, Shrunk, Units
 
 _FORMAT = 1
@@ -66,7 +67,8 @@ class NoiseOut:
         head: path of the linear layer beside which they live; by default the last that runs.
         by: how pairs compare: ``"error"`` by what the fold leaves unexplained in the neuron's readers,
             ``"correlation"`` by :math:`|ρ|` alone, as in the paper.
-        exclude: layers that keep all their neurons, by name or shell pattern.
+        exclude: layers that keep all their neurons, by name or shell pattern. Of layers that are one group, because
+            the same layers read them (``"a + b"``), one name is enough for all.
         seed: of the noise and the first weights of its outputs; the global random state is left alone.
 
     Raises:
@@ -106,12 +108,13 @@ class NoiseOut:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or any(
-            hasattr(parameter, "device_mesh") for parameter in model.parameters()
-        ):
+        spread: list[nn.Module] = [
+            m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel | nn.DataParallel)
+        ]
+        if spread or any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
             raise InputError(
-                f"{type(model).__name__} spreads its parameters or gradients over devices by their sizes, which "
-                "change here: prune on one device, and wrap the smaller model"
+                f"{type((spread or [model])[0]).__name__} spreads its parameters or gradients over devices by their "
+                "sizes, which change here: prune on one device, and wrap the smaller model"
             )
         if by not in get_args(By):
             raise InputError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
@@ -119,7 +122,11 @@ class NoiseOut:
             raise InputError(
                 f"outputs is a whole number of noise outputs, at least 1 (noise=None: none), got {outputs!r}"
             )
-        if not 0 < strength < math.inf:
+        if isinstance(noise, type) or not (noise is None or callable(getattr(noise, "draw", None))):
+            raise InputError(
+                f"noise is an object with draw(), such as shrinkage.noiseout.Gaussian(), or None, got {noise!r}"
+            )
+        if not _positive(strength):
             raise InputError(f"strength must be greater than 0 (noise=None: no noise outputs), got {strength!r}")
         self._model = unwrap(model)
         self._inputs = arguments(example)
@@ -127,7 +134,7 @@ class NoiseOut:
         self._foldable: Foldable | None
         self._foldable, self._names = removable(self._model, self._inputs)
         stay = [group.name for group in self._foldable.groups if group.name not in self._names]
-        self._left = [*stay, *self._foldable.held]
+        self._left = [*stay, *self._foldable.fixed]
         self._leave_out([exclude] if isinstance(exclude, str) else list(exclude))
         self._head = head_of(self._model, self._inputs, head) if noise is not None else ""
         self._noise, self._outputs, self._strength, self._seed = noise, outputs, strength, seed
@@ -136,6 +143,7 @@ class NoiseOut:
         self._optimizers: list[Optimizer] | None = None
         self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
         self._before = self._now()
+        self._shapes = {name: tensor.shape for name, tensor in stored(self._model).items()}
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -144,6 +152,8 @@ class NoiseOut:
 
         While the model is in training mode its head adds the gradient of the noise loss to that of any loss of the
         user's. The weights of the noise outputs join the parameter group that trains the head's, until :meth:`finish`.
+        The first step raises StateError if no noise has been learned before it. What was compiled before, of whatever
+        model, is compiled anew when it is next called.
 
         Args:
             optimizers: all that train the model.
@@ -173,11 +183,14 @@ class NoiseOut:
     def finish(self) -> Shrunk:
         """End: noise outputs leave the optimiser and the model, and nothing of them stays.
 
+        From now on the optimisers are not followed. If more is pruned later, attach again, or go on with new ones.
+
         Returns:
             What has been removed since this object was made.
         """
         if self._beside is not None:
             self._beside.end(self._optimizers or [])
+            self._pending = {"generator": self._beside.generator.get_state()}  # another time other targets
             self._beside = None
         self._optimizers = None
         return self.result()
@@ -207,7 +220,7 @@ class NoiseOut:
             By layer; NaN where fewer than two neurons vary.
         """
         _, groups = self._look()
-        moments = measure(self._model, groups, batches, readers=1)
+        moments = measure(self._model, groups, batches, len(self._inputs[0]), readers=1)
         return {group.name: mean_correlation(sums[0]) for group, sums in zip(groups, moments, strict=True)}
 
     # ---- removal --------------------------------------------------------------------------------
@@ -217,8 +230,13 @@ class NoiseOut:
     ) -> Shrunk:
         """Fold neurons into others and remove them, now. Exactly as many go as are asked for.
 
+        Optimisers that this is attached to follow. Of others that hold momentum or other memory build new ones: what
+        they remember has the old sizes.
+
         Args:
-            batches: inputs, or pairs ``(x, y)``, on the model's device, that correlations are measured on.
+            batches: inputs, or pairs ``(x, y)``, on the model's device, that correlations are measured on: best many
+                times as many examples (in convolutions, positions) as a layer has neurons. With fewer examples than
+                neurons every neuron is nearly a combination of others, and correlations say little of new data.
             neurons: how many go: a number over all layers, or one for each layer by its name.
             parameters: in place of them, go on until at most so many parameters of the model are left.
 
@@ -226,38 +244,35 @@ class NoiseOut:
             What went in this call.
 
         Raises:
-            InputError: for a target that cannot be, or an optimiser whose state cannot be cut.
-            StateError: if an activation is NaN or infinite.
+            InputError: for a target that cannot be, fewer than three examples, or an optimiser whose state cannot be
+                cut.
+            StateError: if an activation is NaN or infinite, or in inference mode.
             TargetError: if fewer can go; nothing is changed then.
         """
         quota = quota_of(self._sizes, self.parameters, neurons, parameters)
+        if parameters is not None and (fewest := self.fewest) > parameters:
+            raise TargetError(
+                f"{fewest:,} parameters are left where every layer has one neuron: {parameters:,} cannot be reached"
+            )
+        wanted = sum(quota or ()) if isinstance(neurons, Mapping) else neurons
+        return self._prune(batches, wanted, quota, parameters, exact=True)
+
+    def prune_up_to(self, batches: Iterable[Any], neurons: int) -> Shrunk:
+        """The same for as many neurons over all layers, or for as many as can go."""
+        whole("neurons", neurons, 0, sum(self._sizes.values()), "that go at most")
+        return self._prune(batches, neurons, None, None, exact=False)
+
+    @property
+    def fewest(self) -> int:
+        """How many parameters are left when all neurons have gone that can."""
         foldable, groups = self._look()
-        stock = Stock([group.sets for group in groups], foldable.dimensions(), foldable.fits, foldable.count)
-        relations = [
-            [Relation(sums, reader.home is not None) for sums, reader in zip(found, group.readers, strict=True)]
-            for found, group in zip(measure(self._model, groups, batches), groups, strict=True)
-        ]
-        candidates = [
-            Candidates(some, energy(self._model, group, some), self._by)
-            for group, some in zip(groups, relations, strict=True)
-        ]
-        if parameters is not None:
-            left = foldable.parameters_left(self._model)
-            steps = choose(candidates, stock, lambda steps: left(stock.kept) <= parameters)
-            if left(stock.kept) > parameters:
-                raise TargetError(
-                    f"{left(stock.kept):,} parameters are left where every layer has one neuron: {parameters:,} "
-                    "cannot be reached"
-                )
-        else:
-            wanted = neurons if isinstance(neurons, int) else sum((neurons or {}).values())
-            steps = choose(candidates, stock, lambda steps: len(steps) == wanted, quota)
-            if len(steps) < wanted:
-                raise TargetError(
-                    f"only {len(steps)} of {wanted} neurons can go: every layer keeps one, and groups of a "
-                    "convolution stay alike"
-                )
-        return self._remove(foldable, groups, relations, steps)
+        stock = self._stock(foldable, groups)
+        units = [(index, unit) for index, group in enumerate(groups) for unit in range(len(group.sets))]
+        while stay := [(index, unit) for index, unit in units if not stock.take(index, unit)]:
+            if len(stay) == len(units):
+                break
+            units = stay  # what could not go may be able to without others that have gone since
+        return foldable.parameters_left(self._model)(stock.kept)
 
     def run(
         self,
@@ -266,6 +281,7 @@ class NoiseOut:
         score: Score | None = None,
         *,
         tolerance: float | None = None,
+        baseline: float | None = None,
         neurons: int | None = None,
         parameters: int | None = None,
         rounds: int = 10,
@@ -276,13 +292,16 @@ class NoiseOut:
 
         With a tolerance a round removes a share of the neurons that are left. After the recovery training the
         score may be lower than at the beginning by the tolerance; else the round is taken back, with the optimisers'
-        memory, and the share is halved. It ends after so many refusals, or when one neuron is too much.
+        memory, and the share is halved. It ends after so many refusals, or when one neuron is too much, or when no more
+        can go.
 
         Args:
             train: is given the model, and trains it for a while: the recovery after each removal.
             batches: what correlations are measured on; gone through once a round, so a list or a loader.
             score: is given the model and says how good it is on held-out data, the higher the better.
             tolerance: how much of the score may be lost, at least 0.
+            baseline: what it is lost from; by default the score at the beginning of this call. A second run with the
+                first one's baseline spends the tolerance once.
             neurons: in place of it, how many go in all, exactly.
             parameters: in place of both, how many may be left at most.
             rounds: removals for ``neurons`` and ``parameters``; each removes the same share of what is left.
@@ -295,7 +314,7 @@ class NoiseOut:
         Raises:
             InputError: for a budget that cannot be.
             StateError: if the score is not a finite number.
-            TargetError: if fewer can go than are asked for.
+            TargetError: if fewer can go than are asked for by number.
         """
         if sum(each is not None for each in (tolerance, neurons, parameters)) != 1:
             raise InputError("run() needs one budget: tolerance=0.5 (of the score), neurons=100 or parameters=50_000")
@@ -310,7 +329,8 @@ class NoiseOut:
             if not 0 < share < 1:
                 raise InputError(f"share is of the neurons that are left, in (0, 1), got {share!r}")
             whole("refusals", refusals, 1, 1000, "of rounds taken back")
-            done = while_good(self, self._model, train, batches, score, tolerance, share, refusals)
+            hold = None if baseline is None else number(baseline)
+            done = while_good(self, self._model, train, batches, score, tolerance, hold, share, refusals)
         else:
             quota_of(self._sizes, self.parameters, neurons, parameters)
             whole("rounds", rounds, 1, 100_000, "of removals")
@@ -322,13 +342,17 @@ class NoiseOut:
         """Remember the model, the optimisers' memory and the noise outputs as they are.
 
         Returns:
-            What goes back there when it is called.
+            What goes back there when it is called, any number of times. It raises StateError if :meth:`attach` or
+            :meth:`finish` has been called in between, since the optimisers hold other parameters then.
         """
-        optimizers, beside, sizes = self._optimizers or [], self._beside, dict(self._sizes)
+        attached, beside, sizes = self._optimizers, self._beside, dict(self._sizes)
+        optimizers = attached or []
         snapshot = Snapshot.of(self._model, optimizers)
         noise = None if beside is None else beside.state_dict()
 
         def back() -> None:
+            if self._optimizers is not attached:
+                raise StateError("the mark was set before attach() or finish(), and cannot be gone back to after it")
             snapshot.restore(self._model, optimizers)
             if beside is not None and noise is not None:
                 beside.restore(noise)
@@ -344,7 +368,7 @@ class NoiseOut:
             "format": _FORMAT,
             "shapes": {name: list(tensor.shape) for name, tensor in stored(self._model).items()},
             "before": [dict(self._before[0]), self._before[1]],
-            "noise": None if self._beside is None else self._beside.state_dict(),
+            "noise": self._noise_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -353,13 +377,19 @@ class NoiseOut:
         Then load the model's state, build the optimiser, attach, and load the optimiser's state.
 
         Raises:
-            InputError: if the state is not of this method, or of a model that this one cannot be shrunk to.
+            InputError: if the state is not of this method, of other layers, or of a model that this one cannot be
+                shrunk to.
             StateError: if it is attached already.
         """
         if state.get("format") != _FORMAT or "shapes" not in state:
             raise InputError(f"this is not the state of NoiseOut (format {state.get('format')}, needs {_FORMAT})")
         if self._optimizers is not None:
             raise StateError("load the state of NoiseOut before attach(): optimisers are built for the smaller model")
+        if set(state["before"][0]) != set(self._sizes):
+            raise InputError(
+                f"this state is of layers {', '.join(state['before'][0])}, and here {', '.join(self._sizes)} can lose "
+                "neurons: give the same model, example and exclude="
+            )
         reshape_like(self._model, state["shapes"])
         self._foldable = None
         self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
@@ -368,13 +398,26 @@ class NoiseOut:
 
     # ---- parts ----------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing; it knows the noise outputs as they are, for its own :meth:`attach`."""
+        unattached = {"_foldable": None, "_optimizers": None, "_beside": None, "_pending": self._noise_state()}
+        return {**self.__dict__, **unattached}
+
+    def _noise_state(self) -> Mapping[str, Any] | None:
+        return self._pending if self._beside is None else self._beside.state_dict()
+
     def _leave_out(self, patterns: Sequence[str]) -> None:
-        for pattern in patterns:
-            if not fnmatch.filter(self._names, pattern):
+        assert self._foldable is not None
+        known = {
+            group.name: [group.name, *group.layers] for group in self._foldable.groups if group.name in self._names
+        }
+        out = {pattern: {n for n, names in known.items() if fnmatch.filter(names, pattern)} for pattern in patterns}
+        for pattern, found in out.items():
+            if not found:
                 raise InputError(
                     f"exclude={pattern!r} matches no layer that can lose neurons: {', '.join(self._names)}"
                 )
-        self._names = [n for n in self._names if not any(fnmatch.fnmatchcase(n, pattern) for pattern in patterns)]
+        self._names = [name for name in self._names if not any(name in found for found in out.values())]
         if not self._names:
             stay = f" ({', '.join(self._left)} cannot)" if self._left else ""
             raise InputError(
@@ -388,6 +431,49 @@ class NoiseOut:
         self._foldable = foldable  # as long as nothing is removed
         found = {group.name: group for group in foldable.groups}
         return foldable, [found[name] for name in self._names]
+
+    def _stock(self, foldable: Foldable, groups: Sequence[Group]) -> Stock:
+        return Stock(
+            [group.sets for group in groups],
+            foldable.dimensions(),
+            lambda kept: foldable.fits(kept, self._shapes),
+            foldable.count,
+        )
+
+    def _prune(
+        self,
+        batches: Iterable[Any],
+        neurons: int | None,
+        quota: Sequence[int] | None,
+        parameters: int | None,
+        exact: bool,
+    ) -> Shrunk:
+        if torch.is_inference_mode_enabled():
+            raise StateError(
+                "prune() changes parameters that are to be trained on: call it outside torch.inference_mode"
+            )
+        foldable, groups = self._look()
+        found = measure(self._model, groups, batches, len(self._inputs[0]))
+        relations = []
+        for group in groups:  # the moments go as relations come
+            moments = found.pop(0)
+            relations.append([Relation(moments.pop(0), reader.home is not None) for reader in group.readers])
+        candidates = [
+            Candidates(some, columns(self._model, group), self._by)
+            for group, some in zip(groups, relations, strict=True)
+        ]
+        stock = self._stock(foldable, groups)
+        if parameters is not None:
+            left = foldable.parameters_left(self._model)
+            steps = choose(candidates, stock, lambda steps: left(stock.kept) <= parameters)
+        else:
+            steps = choose(candidates, stock, lambda steps: len(steps) == neurons, quota)
+            if exact and neurons is not None and len(steps) < neurons:
+                raise TargetError(
+                    f"only {len(steps)} of {neurons} neurons can go: every layer keeps one, and groups of a "
+                    "convolution stay alike"
+                )
+        return self._remove(foldable, groups, relations, steps)
 
     def _remove(
         self,
@@ -424,6 +510,10 @@ class NoiseOut:
             Units(parameters, self.parameters),
             left=tuple(self._left),
         )
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _moved(inputs: Arguments, model: nn.Module) -> Arguments:

@@ -6,11 +6,15 @@ under the squared error is the constant :math:`\mathbb{E}[t]`. While :math:`V` i
 
 The noise loss is :math:`\frac{s}{|t|} \sum (V h + c - t)^2`, the mean over outputs and examples times the strength
 :math:`s`. What the paper draws its noise from is not known here; the defaults below are choices.
+
+Its gradient joins where the head's input passes, once for each forward pass. A gradient that is itself to be
+differentiated (``create_graph=True``, ``torch.func``) is the user's own, and does not contain it.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,8 +25,8 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from shrinkage.core.errors import InputError
-from shrinkage.core.hooks import owners
+from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.hooks import OptimizerHooks, owners
 from shrinkage.deploy.surgery import cut_to
 from shrinkage.noiseout.removal import follow, forget
 
@@ -75,8 +79,8 @@ class Binomial:
     p: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.trials < 1 or not 0 <= self.p <= 1:
-            raise InputError(f"binomial noise needs trials of at least 1 and p in [0, 1], got {self}")
+        if not isinstance(self.trials, int) or self.trials < 1 or not 0 <= self.p <= 1:
+            raise InputError(f"binomial noise needs a whole number of trials, at least 1, and p in [0, 1], got {self}")
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Fresh targets."""
@@ -123,6 +127,7 @@ class NoiseOutputs:
         weight: of the outputs, shape (count, features).
         bias: shape (count,).
         loss: the last noise loss, a scalar without gradient; NaN before the first.
+        heard: whether there has been one.
     """
 
     def __init__(self, path: str, head: nn.Linear, noise: Noise, count: int, strength: float, seed: int) -> None:
@@ -130,13 +135,18 @@ class NoiseOutputs:
         self._noise, self._strength = noise, strength
         device = head.weight.device
         self.generator = torch.Generator(device).manual_seed(seed)
-        first = torch.rand(count, head.in_features, generator=self.generator, device=device)
-        self.weight = nn.Parameter(((2 * first - 1) * head.in_features**-0.5).to(head.weight.dtype))
+        self.weight = nn.Parameter(self._first((count, head.in_features)).to(head.weight.dtype))
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
         self.loss = torch.tensor(math.nan, device=device)
+        self.heard = False
         self._scaler: Any = None
         self._group: list[nn.Parameter] | None = None
         self._handle: RemovableHandle | None = None
+        self._hooks: OptimizerHooks | None = None
+
+    def _first(self, shape: tuple[int, int]) -> Tensor:
+        drawn = torch.rand(shape, generator=self.generator, device=self.generator.device)
+        return (2 * drawn - 1) * math.sqrt(1 / shape[1])
 
     def begin(self, head: nn.Linear, optimizers: list[Optimizer], scaler: Any) -> None:
         """Live beside the head, in the optimiser and the parameter group that train it, with all its options."""
@@ -150,13 +160,19 @@ class NoiseOutputs:
         self._group = optimizer.param_groups[index]["params"]
         self._group += [self.weight, self.bias]
         self._scaler = scaler
-        self._handle = head.register_forward_pre_hook(_Hook(self))
+        self._handle = head.register_forward_pre_hook(_Hook(self), with_kwargs=True)
+        self._hooks = OptimizerHooks(_Guard(self), "NoiseOut", [optimizer])
+        _forget_compiled()
 
     def end(self, optimizers: list[Optimizer]) -> None:
         """Leave nothing behind."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+            _forget_compiled()
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
         if self._group is not None:
             self._group[:] = [each for each in self._group if each is not self.weight and each is not self.bias]
             self._group = None
@@ -170,7 +186,7 @@ class NoiseOutputs:
             found = functional.linear(h.to(self.weight.dtype), self.weight, self.bias)
             target = self._noise.draw(tuple(found.shape), self.generator).to(found)
             loss = self._strength * functional.mse_loss(found, target)
-        self.loss = loss.detach()
+        self.loss, self.heard = loss.detach(), True
         return loss
 
     def shrink(self, change: Tensor, constant: Tensor, places: Tensor | None, optimizers: list[Optimizer]) -> None:
@@ -190,11 +206,15 @@ class NoiseOutputs:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`state_dict`.
+        """The inverse of :meth:`state_dict`; of a state that is a generator alone, first weights are drawn from it.
 
         Raises:
             InputError: for other sizes.
         """
+        if "weight" not in state:
+            self.generator.set_state(state["generator"].cpu())
+            self.weight.data = self._first((len(self.weight), self.weight.shape[1])).to(self.weight)
+            return
         if state["weight"].shape != self.weight.shape:
             raise InputError(
                 f"this state has noise outputs of shape {tuple(state['weight'].shape)}, not {tuple(self.weight.shape)}"
@@ -214,23 +234,63 @@ class NoiseOutputs:
         return float(self._scaler.get_scale()) if self._scaler is not None else 1.0
 
 
+def _forget_compiled() -> None:
+    """Have all that was compiled so far compiled anew: it does not see that a hook comes or goes."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
+class _Guard:
+    """Sees at the first step that there is a noise loss."""
+
+    def __init__(self, outputs: NoiseOutputs) -> None:
+        self._outputs = outputs
+
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, once: bool) -> None:
+        """Raise if the training goes past the head."""
+        if not self._outputs.heard:
+            raise StateError(
+                f"no training batch has passed the head {self._outputs.path!r} since attach(), so that no noise is "
+                "learned: call model.train() before the batch, let the model call the layer itself and not "
+                "F.linear with its weight, or use noise=None"
+            )
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Nothing."""
+
+    def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
+        """The user's own."""
+        return loss
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """Nothing."""
+
+
 class _Beside(torch.autograd.Function):
-    """Passes a tensor on; on the way back a loss that nobody has added up gets its gradient too."""
+    """Passes a tensor on; on the way back a loss that nobody has added up gets its gradient too, once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, loss: Tensor, scale: float) -> Tensor:
-        ctx.like, ctx.scale = loss.detach(), scale
+    def forward(x: Tensor, loss: Tensor, scale: float) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        return gradient, torch.full_like(ctx.like, ctx.scale), None
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        _, loss, ctx.scale = inputs
+        ctx.dtype, ctx.device = loss.dtype, loss.device
+        ctx.done = False
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        if ctx.done or torch.is_grad_enabled():  # the gradient is to be differentiated again: it is not a step's
+            return gradient, None, None
+        ctx.done = True
+        return gradient, torch.full((), ctx.scale, dtype=ctx.dtype, device=ctx.device), None
 
 
 class _Silent:
     """What is left of the hook in a copy of the model."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         return None
 
 
@@ -241,11 +301,14 @@ class _Hook:
         self._outputs = outputs
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not module.training or not torch.is_grad_enabled() or not args:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not module.training or not torch.is_grad_enabled() or not (args or "input" in kwargs):
             return None
-        loss = self._outputs.penalty(args[0])
-        return (_Beside.apply(args[0], loss, self._outputs.scale), *args[1:])  # type: ignore[no-untyped-call]
+        x = args[0] if args else kwargs["input"]
+        x = _Beside.apply(x, self._outputs.penalty(x), self._outputs.scale)  # type: ignore[no-untyped-call]
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
     def __deepcopy__(self, memo: object) -> _Silent:
         return _Silent()

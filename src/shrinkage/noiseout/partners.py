@@ -4,6 +4,8 @@ r"""Which units go, and into which others they are folded: the best pair first, 
 its readers hear less of, by :math:`\operatorname{var}(h)\,\lVert w \rVert^2`. *By error* it is the pair that
 leaves the smallest part of its readers' variance unexplained, :math:`(1 - \rho^2) \operatorname{var}(h)\,\lVert w
 \rVert^2` as a share of the group's sum. Which of two goes, and how layers compare, the paper does not say.
+
+A unit that has taken others over is heard with the weights that it has then.
 """
 
 from __future__ import annotations
@@ -44,20 +46,25 @@ class Candidates:
     """The units of one group, each with its best partner among those that are left.
 
     Args:
-        relations: at each place where the units are read; what counts is the worst of them.
-        energy: how much of each unit its readers hear, shape (units,), float64, on the CPU.
+        relations: at each place where the units are read.
+        columns: what the units are multiplied by there, shape (units, weights), float64, on the CPU; used up.
         by: what makes a pair good.
     """
 
-    def __init__(self, relations: Sequence[Relation], energy: Tensor, by: By) -> None:
+    def __init__(self, relations: Sequence[Relation], columns: Sequence[Tensor], by: By) -> None:
         self._relations = relations
-        self._energy = energy
+        self._columns = columns
         self._by = by
-        self._alive = torch.ones(len(energy), dtype=torch.bool)
-        self._value = torch.empty(len(energy), dtype=torch.float64)
-        self._partner = torch.empty(len(energy), dtype=torch.int64)
-        self._explained = torch.empty(len(energy), dtype=torch.float64)
-        self._seek(torch.arange(len(energy)))
+        sizes = torch.stack([relation.size.cpu() for relation in relations])
+        self._energy = sizes * torch.stack([each.square().sum(1) for each in columns])  # (readers, units)
+        self._whole = self._energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
+        units = sizes.shape[1]
+        self._alive = torch.ones(units, dtype=torch.bool)
+        self._open = self._alive.clone()
+        self._value = torch.full((units,), -torch.inf, dtype=torch.float64)
+        self._partner = torch.zeros(units, dtype=torch.int64)
+        self._explained = torch.zeros(units, dtype=torch.float64)
+        self._seek(self._open)
 
     def best(self) -> tuple[float, int]:
         """The value of the best pair that is left, −∞ if there is none, and the unit that would go."""
@@ -69,29 +76,63 @@ class Candidates:
         return Step(group, unit, int(self._partner[unit]), float(self._explained[unit]))
 
     def spare(self, unit: int) -> None:
-        """It stays."""
+        """It stays for now."""
+        self._open[unit] = False
         self._value[unit] = -torch.inf
 
-    def remove(self, unit: int) -> None:
-        """It has gone: those that it was the best partner of find another."""
-        self._alive[unit] = False
-        orphans = self._alive & (self._partner == unit) & (self._value > -torch.inf)
-        self.spare(unit)
-        self._seek(orphans.nonzero().flatten())
+    def reopen(self) -> None:
+        """Those that were spared may go again."""
+        anew = self._alive & ~self._open
+        self._open |= anew
+        self._seek(anew)
 
-    def _seek(self, units: Tensor) -> None:
-        for some in torch.split(units, _ROWS):
-            explained = torch.stack([relation.explained(some).cpu() for relation in self._relations]).amin(0)
-            mine, other = self._energy[some, None], self._energy[None]
+    def remove(self, unit: int) -> None:
+        """It has gone: its partner is heard as much more, and those that it was the best partner of find another."""
+        partner = int(self._partner[unit])
+        before = self._fits(partner)
+        self._alive[unit] = False
+        self.spare(unit)
+        for relation, column, energy in zip(self._relations, self._columns, self._energy, strict=True):
+            column[partner] += relation.fold(unit, partner)[0] * column[unit]
+            energy[partner] = float(relation.size[partner]) * column[partner].square().sum()
+        quieter = self._fits(partner) & ~before  # than these
+        anew = (self._partner == unit) | ((self._partner == partner) & quieter)
+        anew[partner] = True
+        self._seek(anew & self._open)
+        self._offer(partner, before & ~self._fits(partner) & self._open)
+
+    def _fits(self, units: int | Tensor) -> Tensor:
+        """Which units these can be folded into, whether or not they are left: by correlation, the louder ones."""
+        every = torch.arange(len(self._alive))
+        if self._by == "error":
+            return torch.as_tensor(units)[..., None] != every
+        total = self._energy.sum(0)
+        mine, index = total[units][..., None], torch.as_tensor(units)[..., None]
+        return (mine < total) | ((mine == total) & (index > every))
+
+    def _offer(self, partner: int, wanted: Tensor) -> None:
+        """A unit has become louder than these: it may be a better partner than the one that they have."""
+        some = wanted.nonzero().flatten()
+        only = slice(partner, partner + 1)
+        worst = torch.stack([relation.explained(some, only).cpu() for relation in self._relations]).amin(0).squeeze(1)
+        better = worst > self._value[some]
+        some, worst = some[better], worst[better]
+        self._value[some], self._partner[some], self._explained[some] = worst, partner, worst
+
+    def _seek(self, wanted: Tensor) -> None:
+        for some in torch.split(wanted.nonzero().flatten(), _ROWS):
+            shares = [relation.explained(some).cpu() for relation in self._relations]
+            worst = torch.stack(shares).amin(0)
             if self._by == "error":
-                value = (explained - 1) * mine / self._energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
-                fits = some[:, None] != torch.arange(len(self._energy))
+                value = ((torch.stack(shares) - 1) * self._energy[:, some, None]).sum(0) / self._whole
             else:
-                value = explained
-                fits = (mine < other) | ((mine == other) & (some[:, None] > torch.arange(len(self._energy))))
-            value = torch.where(fits & self._alive, value, -torch.inf)
-            self._value[some], self._partner[some] = value.max(1)
-            self._explained[some] = explained.gather(1, self._partner[some, None]).squeeze(1)
+                value = worst
+            value = value.where(self._fits(some) & self._alive, -torch.inf)
+            self._value[some] = value.amax(1)
+            # Of equal ones the loudest, which is the last to go: else all that are dead would share one that is dead.
+            equal = self._energy.sum(0).where(value == self._value[some, None], -torch.inf)
+            self._partner[some] = equal.argmax(1)
+            self._explained[some] = worst.gather(1, self._partner[some, None]).squeeze(1)
 
 
 class Stock:
@@ -149,15 +190,22 @@ def choose(
         The steps in their order. A partner may itself go in a later one.
     """
     steps: list[Step] = []
+    spared_at = -1
     taken = [0] * len(candidates)
     while not enough(steps):
         open_groups = [g for g in range(len(candidates)) if quota is None or taken[g] < quota[g]]
         found = [(candidates[group].best(), group) for group in open_groups]
         (value, unit), group = max(found, key=lambda each: each[0][0], default=((-torch.inf, 0), 0))
         if value == -torch.inf:
-            break
+            if spared_at < 0 or spared_at == len(steps):
+                break
+            spared_at = -1
+            for each in candidates:  # what could not go may be able to without others that have gone since
+                each.reopen()
+            continue
         if not stock.take(group, unit):
             candidates[group].spare(unit)
+            spared_at = len(steps) if spared_at < 0 else spared_at
             continue
         steps.append(candidates[group].step(group, unit))
         candidates[group].remove(unit)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from typing import SupportsIndex
 
 from shrinkage.core.errors import InputError
 
@@ -41,7 +43,7 @@ def quota_of(
             raise InputError(f"there is no layer {name!r} that can lose neurons: {', '.join(sizes)}")
         size = sizes[name]
         whole(f"neurons[{name!r}]", count, 0, size - 1, f"of the layer's {size}, of which it keeps one")
-    return [neurons.get(name, 0) for name in sizes]
+    return [int(neurons.get(name, 0)) for name in sizes]
 
 
 def whole(name: str, value: object, low: int, high: int, what: str) -> None:
@@ -50,5 +52,5 @@ def whole(name: str, value: object, low: int, high: int, what: str) -> None:
     Raises:
         InputError: if it is no whole number from ``low`` to ``high``.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or not low <= operator.index(value) <= high:
         raise InputError(f"{name} is a number {what}: from {low} to {high:,}, got {value!r}")

@@ -115,14 +115,14 @@ def taken_over(
     return Readers(shifts, beside)
 
 
-def energy(model: nn.Module, group: Group, relations: Iterable[Relation]) -> Tensor:
-    """How much of each unit its readers hear: its variance times the square of their weights; on the CPU."""
+def columns(model: nn.Module, group: Group) -> list[Tensor]:
+    """What each reader multiplies each unit by, a tensor a reader, shape (units, weights), float64, on the CPU."""
     held = stored(model)
-    total = torch.zeros(len(group.sets), dtype=torch.float64)
-    for reader, relation in zip(group.readers, relations, strict=True):
-        squares = held[reader.weight].detach().double().movedim(reader.dim, 0).flatten(1).square().sum(1).cpu()
-        total += relation.variance.cpu() * squares[reader.columns].sum(1)
-    return total
+    found = []
+    for reader in group.readers:
+        weight = held[reader.weight].detach().movedim(reader.dim, 0).cpu().double()
+        found.append(weight[reader.columns].flatten(1))
+    return found
 
 
 def remove(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> None:

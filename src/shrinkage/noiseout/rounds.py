@@ -32,6 +32,10 @@ class Shrinking(Protocol):
         """Remove some."""
         ...
 
+    def prune_up_to(self, batches: Iterable[Any], neurons: int) -> Shrunk:
+        """Remove as many as asked for, or as can go."""
+        ...
+
     def mark(self) -> Callable[[], None]:
         """The way back."""
         ...
@@ -69,20 +73,18 @@ def while_good(
     batches: Iterable[Any],
     score: Score,
     tolerance: float,
+    baseline: float | None,
     share: float,
     refusals: int,
 ) -> Iterator[Round]:
     """Remove a share and train; take back what costs too much, and try half of the share from then on."""
-    wanted = number(score(model)) - tolerance
+    wanted = (number(score(model)) if baseline is None else baseline) - tolerance
     refused = 0
     while refused < refusals:
-        sizes = shrinking.neurons
-        most = sum(sizes.values()) - len(sizes)
-        count = min(math.ceil(share * sum(sizes.values())), most)
+        back = shrinking.mark()
+        count = len(shrinking.prune_up_to(batches, math.ceil(share * sum(shrinking.neurons.values()))).folds)
         if not count:
             return
-        back = shrinking.mark()
-        shrinking.prune(batches, count)
         train(model)
         value = number(score(model))
         kept = value >= wanted

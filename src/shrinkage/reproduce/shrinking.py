@@ -31,7 +31,7 @@ from shrinkage.reproduce.loop import one_thread
 from shrinkage.training.evaluate import accuracy
 from shrinkage.training.recipes import flat_cosine
 
-RECIPE = 1
+RECIPE = 2
 """Counts up when the same settings come to mean another training."""
 
 NOISES: Mapping[str, Noise | None] = {
@@ -59,7 +59,7 @@ class Part:
         lr: learning rate before the schedule.
         budgets: shares of the parameters that are left.
         seeds: trainings of each.
-        sparse: shares of zeros that HALO reaches alone, and behind NoiseOut.
+        sparse: shares of zeros that HALO reaches alone; behind NoiseOut it leaves as many weights.
         sigmoid: neurons are sigmoids in place of ReLUs.
         outputs: noise outputs.
         strength: of the noise loss.
@@ -88,8 +88,8 @@ class Part:
 PARTS: Mapping[str, Part] = {
     "quick": Part("LeNet-300-100 on digits", "digits", "mlp", 20, 32, 0.05, (0.2, 0.05), 3, held_out=300),
     "quick-sigmoid": Part(
-        "LeNet-300-100 with sigmoids on digits", "digits", "mlp", 20, 32, 0.2, (0.1,), 2, (),
-        sigmoid=True, strength=2.0, held_out=300,
+        "LeNet-300-100 with sigmoids on digits", "digits", "mlp", 40, 32, 0.2, (0.1,), 3, (),
+        sigmoid=True, strength=2.0, start=0.5, end=0.65, held_out=300,
     ),
     "mnist": Part(
         "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", 20, 128, 0.05, (0.4, 0.221, 0.15, 0.099, 0.06, 0.04), 5
@@ -112,10 +112,12 @@ class Trial:
         method: ``noiseout``, or ``scratch`` for a network that has the shapes from the beginning.
         noise: one of :data:`NOISES`.
         left: share of the parameters to leave; 1: nothing is removed.
-        sparsity: share of zeros among the weights that are left, by HALO; 0: none.
+        sparsity: share of the whole network's weights that HALO makes zero; 0: none. Where others have left before, so
+            many that as many stay.
         seed: of weights, order and noise.
         by: how pairs compare.
         shapes: of the network from scratch, by name.
+        late: HALO begins where removals end, whether or not there are any.
         validation: judged on held-out training images.
     """
 
@@ -127,6 +129,7 @@ class Trial:
     sparsity: float = 0.0
     by: str = "error"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    late: bool = False
     validation: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -149,8 +152,8 @@ def run(trial: Trial, data_dir: Path | None, where: torch.device) -> dict[str, A
 
     Returns:
         ``accuracy`` (percent), ``parameters``, ``nonzeros``, ``compacted`` (parameters after units that are dead are
-        taken out), ``units`` by layer, ``shapes``, ``correlation`` (by layer, one dict an epoch), ``removals``
-        (accuracy before and after each, without recovery), ``seconds``.
+        taken out), ``halo_steps`` (optimiser steps that HALO had), ``units`` by layer, ``shapes``, ``correlation`` (by
+        layer, one dict an epoch), ``seconds``.
     """
     part = PARTS[trial.part]
     data = read(part, data_dir, trial.validation)
@@ -178,9 +181,7 @@ class _Training:
         self.y = data.train.y.to(where)
         seen = self.x[permutation(len(self.x), 2**31)[:_MEASURED].to(where)]
         self.batches = list(torch.split(seen, 500))
-        self.whole = sum(parameter.numel() for parameter in self.model.parameters())
-        self.units: dict[str, int] = {}
-        self.losses: list[tuple[float, float]] = []
+        self.whole, self.weights = self._count()
 
     def run(self) -> dict[str, Any]:
         trial, part = self.trial, self.part
@@ -192,13 +193,15 @@ class _Training:
         steps = -(-len(self.x) // part.batch_size)
         removals = self._removals()
         last = max(removals, default=0)
+        halo = self._ends()[1] if trial.late else last
         for epoch in range(part.epochs):
             if method is not None and epoch in removals:
-                self._remove(method, removals[epoch])
+                if method.parameters > removals[epoch]:
+                    method.prune(self.batches, parameters=removals[epoch])
                 if epoch == last:  # noise has done its work, and the survivors train on without it
                     method.finish()
-            if trial.sparsity and epoch == last:  # the rest of the training is HALO's
-                sparsifier = shrinkage.HALO(self.model, trial.sparsity, (part.epochs - last) * steps)
+            if trial.sparsity and epoch == halo:  # the rest of the training is HALO's
+                sparsifier = shrinkage.HALO(self.model, self._zeros(), (part.epochs - halo) * steps)
                 sparsifier.attach(optimizer)
             self._epoch(optimizer, epoch, steps)
             if method is not None:
@@ -216,10 +219,10 @@ class _Training:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "nonzeros": sum(int((parameter != 0).sum()) for parameter in self.model.parameters()),
             "compacted": compacted,
+            "halo_steps": (part.epochs - halo) * steps if trial.sparsity else 0,
             "units": method.neurons if method is not None else {},
             "shapes": {name: list(value.shape) for name, value in self.model.state_dict().items()},
             "correlation": correlations,
-            "removals": self.losses,
             "seconds": round(seconds, 2),
         }
 
@@ -241,18 +244,27 @@ class _Training:
         """Parameters that are left when an epoch begins."""
         if self.trial.left == 1:
             return {}
-        first = max(round(self.part.start * self.part.epochs), 1)
-        last = max(round(self.part.end * self.part.epochs), first)
+        first, last = self._ends()
         rounds = last - first + 1
         return {
             first + index: math.floor(self.whole * self.trial.left ** ((index + 1) / rounds)) for index in range(rounds)
         }
 
-    def _remove(self, method: NoiseOut, left: int) -> None:
-        before = accuracy(self.model, self.judged, self.data.prepare)
-        if method.parameters > left:
-            method.prune(self.batches, parameters=left)
-        self.losses.append((before, accuracy(self.model, self.judged, self.data.prepare)))
+    def _ends(self) -> tuple[int, int]:
+        """The first and the last epoch that removals are made before."""
+        first = max(round(self.part.start * self.part.epochs), 1)
+        return first, max(round(self.part.end * self.part.epochs), first)
+
+    def _count(self) -> tuple[int, int]:
+        """Parameters, and weights among them."""
+        sizes = [(parameter.numel(), parameter.ndim > 1) for parameter in self.model.parameters()]
+        return sum(size for size, _ in sizes), sum(size for size, weight in sizes if weight)
+
+    def _zeros(self) -> float:
+        """The share of the weights that are left at which as many parameters stay as of the whole network."""
+        parameters, weights = self._count()
+        stay = self.whole - self.trial.sparsity * self.weights
+        return 1 - (stay - (parameters - weights)) / weights
 
     def _epoch(self, optimizer: torch.optim.Optimizer, epoch: int, steps: int) -> None:
         self.model.train()

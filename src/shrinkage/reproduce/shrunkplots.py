@@ -59,7 +59,8 @@ def curve_plot(
 
     Args:
         curve: outcomes by noise (or ``"scratch"``) and budget.
-        sparse: outcomes with HALO, by what was done; they stand at their non-zeros.
+        sparse: outcomes with HALO, by what was done; they stand at their non-zeros, and hollow at the parameters that
+            are left when dead units are taken out.
         title: above the plot.
         path: of the file.
 
@@ -84,11 +85,13 @@ def curve_plot(
             )
         for index, (name, found) in enumerate(sparse.items()):
             x, y, error = _point(found, "nonzeros")
-            axes.errorbar(
-                [x], [y], [error], color=_SPARSE, marker="sD^v"[index % 4], markersize=4.5, capsize=2, label=name
-            )
+            marker = {"color": _SPARSE, "marker": "sD^v"[index % 4], "markersize": 4.5}
+            axes.errorbar([x], [y], [error], capsize=2, label=name, **marker)
+            compacted, _, _ = _point(found, "compacted")
+            axes.plot([x, compacted], [y, y], color=_SPARSE, linewidth=0.6, linestyle=":")
+            axes.plot([compacted], [y], markerfacecolor="white", **marker)
         axes.set_xscale("log")
-        axes.set_xlabel("parameters left (with HALO: non-zeros)")
+        axes.set_xlabel("parameters left (with HALO: non-zeros; hollow: parameters, compacted)")
         axes.set_ylabel("test accuracy, % (mean ± standard error)")
         axes.legend(frameon=False, fontsize=7)
         axes.set_title(title, loc="left")

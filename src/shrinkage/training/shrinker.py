@@ -11,9 +11,9 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from shrinkage.core.errors import StateError, TargetError
+from shrinkage.core.errors import InputError, StateError, TargetError
+from shrinkage.core.hooks import OptimizerHooks
 from shrinkage.noiseout.method import NoiseOut
 from shrinkage.noiseout.shrunk import Shrunk
 
@@ -31,7 +31,8 @@ class Shrinker:
         batches: inputs that correlations are measured on.
 
     Raises:
-        InputError: if the model has no neurons that can go, or its head cannot be widened.
+        InputError: if the model has no neurons that can go, not enough of them for the share, or a head that cannot be
+            widened.
     """
 
     def __init__(self, model: nn.Module, share: float, steps: int, batches: Sequence[Tensor], seed: int = 0) -> None:
@@ -41,6 +42,11 @@ class Shrinker:
         self._step = 0
         self.units = self._noiseout.parameters
         self._final = math.floor((1 - share) * self.units)
+        if (fewest := self._noiseout.fewest) > self._final:
+            raise InputError(
+                f"{share:.2%} of the {self.units:,} parameters cannot go: {fewest:,} are left where every layer has "
+                f"one neuron, so that the share is below {math.ceil(1e4 * (1 - fewest / self.units)) / 1e4:.2%}"
+            )
         first, last = int(START * steps), int(END * steps)
         self._left = {
             first + (last - first) * index // max(ROUNDS - 1, 1): math.floor(
@@ -48,7 +54,7 @@ class Shrinker:
             )
             for index in range(ROUNDS)
         }
-        self._handle: RemovableHandle | None = None
+        self._hooks: OptimizerHooks | None = None
 
     macs = None
     strength = 0.0
@@ -73,7 +79,7 @@ class Shrinker:
         """Follow the training of this optimiser."""
         if self.phase == "shrinking":  # else the noise has ended before this training was interrupted
             self._noiseout.attach(optimizer)
-        self._handle = optimizer.register_step_post_hook(lambda *_: self._stepped())
+        self._hooks = OptimizerHooks(self, "NoiseOut", [optimizer])
         return self
 
     def finalize(self) -> Shrunk:
@@ -93,9 +99,9 @@ class Shrinker:
 
     def detach(self) -> None:
         """No longer follow the training."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+        if self._hooks is not None:
+            self._hooks.remove()
+            self._hooks = None
 
     def lam(self) -> Mapping[str, Tensor]:
         """No strengths per unit."""
@@ -110,7 +116,20 @@ class Shrinker:
         self._step = int(state["step"])
         self._noiseout.load_state_dict(state["noiseout"])
 
-    def _stepped(self) -> None:
+    # ---- around a step --------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer, scale: Tensor | None, once: bool) -> None:
+        """Nothing."""
+
+    def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
+        """The user's own."""
+        return loss
+
+    def state_loaded(self, optimizer: Optimizer) -> None:
+        """Nothing."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Neurons leave, if it is time."""
         left = self._left.get(self._step)
         self._step += 1
         if left is not None and self._noiseout.parameters > left:
