@@ -146,10 +146,10 @@ def trained(result: dict[str, Any]) -> str:
             f"| {_unbroken(row['model'])}, by {row['by']} | {row['accuracy']:.2f} % | {row['sparsity']:.2%} "
             f"| {row['macs_left']:.1%} | {size['exact']:,} ({size['dense'] / size['exact']:.1f} ×) "
             f"| {size['fp16, compressed']:,} ({size['dense'] / size['fp16, compressed']:.1f} ×) "
-            f"| {' / '.join(speeds)} |"
+            f"| {' / '.join(speeds)} | {row['two_threads']['median']:.2f} |"
         )
-    head = "| network | accuracy | zeros | left | bytes, exact | fp16, compressed | times as fast, batch 1 / 64 |"
-    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: |", *rows])
+    head = "| network | accuracy | zeros | left | bytes, exact | fp16, compressed | times as fast, batch 1 / 64 | two threads |"
+    return "\n".join([head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *rows])
 
 
 def commands(result: dict[str, Any]) -> str:

@@ -110,6 +110,19 @@ def test_the_readmes_speeds_are_the_measured_ones():
         assert line in text
 
 
+def test_the_readmes_trained_networks_are_the_measured_ones():
+    text = (ROOT / "README.md").read_text()
+    rows = json.loads((ROOT / "results/benchmarks/trained.json").read_text())["rows"]
+    assert len(rows) == 3
+    for row in rows.values():
+        size, speeds = row["bytes"], [f"{ratio['median']:.1f}" for ratio in row["ratio"].values()]
+        what = (
+            f"{row['model']}, by {row['by']} | {row['accuracy']:.2f} % | {row['sparsity']:.2%} | {row['macs_left']:.1%}"
+        )
+        smaller = f"{size['exact']:,} ({size['dense'] / size['exact']:.1f} ×)"
+        assert f"| {what} | {smaller} | {' / '.join(speeds)} |" in text
+
+
 def test_the_readmes_figures_are_the_measured_ones():
     text = (ROOT / "README.md").read_text()
     runs = json.loads((ROOT / "results/mnist/lenet-300-100.json").read_text())["runs"]
