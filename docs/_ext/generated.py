@@ -148,7 +148,7 @@ def trained(result: dict[str, Any]) -> str:
             f"| {size['fp16, compressed']:,} ({size['dense'] / size['fp16, compressed']:.1f} ×) "
             f"| {' / '.join(speeds)} | {row['two_threads']['median']:.2f} |"
         )
-    head = "| network | accuracy | zeros | left | bytes, exact | fp16, compressed | times as fast, batch 1 / 64 | two threads |"
+    head = "| network | accuracy | zeros | left | exact bytes | fp16, compressed | faster, 1 / 64 | two threads |"
     return "\n".join([head, "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |", *rows])
 
 
