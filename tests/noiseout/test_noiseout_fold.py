@@ -185,17 +185,18 @@ def test_what_is_left_can_be_told_from_shapes():
     torch.testing.assert_close(fresh(x), model(x))
 
 
+BRANCHING = [
+    (compactable.DenseNet, (3, 8, 8)),
+    (compactable.MobileNet, (3, 8, 8)),
+    (compactable.ResNeXt, (3, 8, 8)),
+    (compactable.UNet, (3, 8, 8)),
+    (compactable.Gated, (4,)),
+]
+"""Networks in which units of several layers belong together, and their inputs."""
+
+
 @pytest.mark.parametrize(
-    ("build", "shape"),
-    [
-        (compactable.DenseNet, (3, 8, 8)),
-        (compactable.MobileNet, (3, 8, 8)),
-        (compactable.ResNeXt, (3, 8, 8)),
-        (compactable.UNet, (3, 8, 8)),
-        (compactable.Encoder, (3, 5)),
-        (compactable.Gated, (4,)),
-        (compactable.Recurrent, (3, 4)),
-    ],
+    ("build", "shape"), [*BRANCHING, (compactable.Encoder, (3, 5)), (compactable.Recurrent, (3, 4))]
 )
 def test_every_structure_loses_units_and_runs_on(build, shape):
     model = drawn(build())
@@ -334,16 +335,7 @@ def test_padding_that_repeats_the_input_lets_constants_in(mode):
     shrunk(model, (2, 7, 7), 1)
 
 
-@pytest.mark.parametrize(
-    ("build", "shape"),
-    [
-        (compactable.DenseNet, (3, 8, 8)),
-        (compactable.MobileNet, (3, 8, 8)),
-        (compactable.ResNeXt, (3, 8, 8)),
-        (compactable.UNet, (3, 8, 8)),
-        (compactable.Gated, (4,)),
-    ],
-)
+@pytest.mark.parametrize(("build", "shape"), BRANCHING)
 def test_parameters_are_counted_before_anything_is_cut(build, shape, monkeypatch):
     said = []
     left = Foldable.parameters_left
