@@ -205,3 +205,17 @@ def test_all_weights_frozen():
     fit(model, optimizer, range(40), images)
     halo.finalize()
     assert torch.equal(model.stem.weight, before)
+
+
+@pytest.mark.parametrize("own", [{"budget": 5.0}, {"squared": True}, {"layerwise": True}, {"lam_lr": 7.0}])
+def test_arguments_of_fixed_strengths_are_refused_beside_a_target(own):
+    (name,) = own
+    with pytest.raises(InputError, match=rf"{name}=.* belongs to fixed strengths"):
+        HALO(MLP(), 0.9, 40, **own)
+
+
+@pytest.mark.parametrize("option", [{"ramp": "linear"}, {"start": 0.5}, {"floor": 0.3}, {"distribution": "erk"}])
+def test_options_of_a_target_are_refused_without_one(option):
+    (name,) = option
+    with pytest.raises(InputError, match=f"{name}= refines a target"):
+        HALO(MLP(), xi=1e-4, **option)

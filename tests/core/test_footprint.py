@@ -489,3 +489,20 @@ def test_each_form_is_the_smallest_somewhere():
     assert sparse_bytes(torch.zeros(5, 5)) == 0
     assert sparse_bytes(torch.tensor(3.0)) == 4
     assert sparse_bytes(torch.full((2,), math.nan)) == 8
+
+
+def test_a_layer_that_computes_more_than_its_base_is_counted_whole():
+    class Adapted(nn.Linear):
+        def __init__(self):
+            super().__init__(100, 100)
+            self.down, self.up = nn.Parameter(torch.ones(5, 100)), nn.Parameter(torch.ones(100, 5))
+
+        def forward(self, x):
+            return super().forward(x) + x @ self.down.T @ self.up.T
+
+    class Named(nn.Linear):
+        """Nothing but a name of its own."""
+
+    x = torch.zeros(1, 100)
+    assert footprint(Adapted(), x).total.macs == 10_000 + 1_000
+    assert footprint(Named(100, 100), x).total.macs == 10_000

@@ -207,3 +207,50 @@ def test_a_state_in_memory_is_a_snapshot():
         optimizer.step()
         states.append(halo.state_dict()["solver"]["optimizer"]["state"][0]["momentum_buffer"])
     assert not torch.equal(*states)
+
+
+@pytest.mark.parametrize("wasted", [0, 5])
+def test_in_the_loss_lambda_does_not_see_the_scale_of_the_loss_or_passes_without_a_step(wasted):
+    def run(scaler):
+        torch.manual_seed(0)
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        halo = HALO(model, xi=1e-3, psi=1e-3, solver="loss").attach(optimizer)
+        for step in range(6):
+            x, y = batch(step)
+            for _ in range(wasted if scaler is not None else 0):
+                scaler.scale(functional.cross_entropy(model(x), y) + halo.penalty()).backward()
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(x), y) + halo.penalty()
+            if scaler is None:
+                loss.backward()
+                optimizer.step()
+            else:
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        return halo.lam()
+
+    plain, scaled = run(None), run(torch.amp.GradScaler("cpu", init_scale=1024.0))
+    for name, lam in plain.items():
+        torch.testing.assert_close(scaled[name], lam, rtol=1e-4, atol=1e-6)
+
+
+def test_lbfgs_sees_the_penalty_also_where_the_closure_returns_a_number():
+    def run(number):
+        torch.manual_seed(0)
+        model = net()
+        optimizer = LBFGS(model.parameters(), line_search_fn="strong_wolfe")
+        lasso = Lasso(model, xi=1e-2).attach(optimizer)
+        x, y = batch(0)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss.item() if number else loss
+
+        optimizer.step(closure)
+        return lasso.penalty().item()
+
+    assert run(True) == pytest.approx(run(False), rel=1e-3)

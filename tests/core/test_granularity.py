@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shrinkage import NM, Block, InputError, Row, Weight
+from shrinkage.core.slots import Slot
 
 SHAPES = [((6, 4), 0), ((6, 4), 1), ((5, 3, 2, 2), 0), ((3, 5, 2, 2), 1), ((4, 7, 3), 0), ((1, 1), 0)]
 GRANULARITIES = [Weight(), Row(), Block(1, 1), Block(2, 3), Block(4, 4), Block(100, 100)]
@@ -78,3 +79,14 @@ def test_n_of_m_removes_the_lowest_of_every_group(seed, pattern, out_dim):
 def test_impossible_cuts_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_second_moments_of_tiles_at_the_edge_are_means_over_their_own_weights():
+    layer = torch.nn.Linear(5, 5, bias=False)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.0)
+    layer.weight.grad = torch.full((5, 5), 2.0)
+    optimizer.step()
+    slot = Slot("weight", layer.weight, 0, Block(4, 4), optimizer, 0)
+    assert slot.weights_a_unit.tolist() == [[16, 4], [4, 1]]
+    moments = slot.second_moments()
+    torch.testing.assert_close(moments, torch.full((2, 2), 4e-3))

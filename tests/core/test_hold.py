@@ -292,3 +292,16 @@ def test_nothing_warns():
         model, optimizer, halo = start(shrinkage.Lasso, optimizer=optim.Adam, lr=0.01)
         fit(model, optimizer, range(50))
         halo.finalize()
+
+
+@pytest.mark.parametrize("optimizer", [optim.Adam, optim.RMSprop, optim.Adagrad])
+def test_zeros_stay_where_the_optimiser_would_divide_zero_by_zero(optimizer):
+    torch.manual_seed(0)
+    layer = nn.Linear(20, 10, bias=False)
+    stepper = optimizer(layer.parameters(), lr=1e-3, eps=0.0)
+    method = shrinkage.GradualMagnitude(layer, 0.9, 40).attach(stepper)
+    for _ in range(45):
+        layer.weight.grad = torch.randn(10, 20)
+        stepper.step()
+    assert method.finalize().zeros == 180
+    assert bool(layer.weight.isfinite().all())

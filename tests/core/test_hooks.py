@@ -389,3 +389,29 @@ def test_a_step_that_fails_does_not_switch_the_method_off():
     optimizer.fails = False
     fit(model, optimizer, range(1, 6))
     assert halo.step == 5
+
+
+# ---- several optimisers -------------------------------------------------------------------------
+
+
+def test_a_weight_in_two_optimisers_is_refused():
+    model = MLP()
+    first, second = optim.SGD(model.parameters(), lr=0.1), optim.AdamW(model.parameters())
+    with pytest.raises(InputError, match="in two of the optimisers, SGD and AdamW"):
+        HALO(model, 0.9, 40).attach(first, second)
+    shrinkage.Magnitude(0.5).prune(model)
+    with pytest.raises(InputError, match="in two of the optimisers"):
+        keep_zeros(model).attach(first, second)
+
+
+def test_an_attachment_that_fails_leaves_nothing_behind():
+    model = MLP()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    other = HALO(MLP(), xi=1e-3, layerwise=True)
+    other.attach(optim.SGD(other._model.parameters(), lr=0.1))
+    halo = HALO(model, xi=1e-3)
+    halo.load_state_dict(other.state_dict())
+    with pytest.raises(InputError, match="6 tensors of λ where 3 are"):
+        halo.attach(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
+    HALO(model, xi=1e-3).attach(optimizer)

@@ -470,3 +470,17 @@ def test_the_solver_does_not_know_the_method():
     latents = torch.cat([latent.flatten().abs() for latent in attached.state_dict()["solver"]["latents"]])
     zero = torch.cat([(weight == 0).flatten() for weight in selected(model, attached).values()])
     assert latents[zero].max() <= latents[~zero].min()
+
+
+@every
+def test_weights_written_through_data_become_the_latent_ones(method):
+    model, optimizer, _ = start(method)
+    fit(model, optimizer, range(10))
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(
+            torch.full((sum(p.numel() for p in model.parameters()),), 1e-3), model.parameters()
+        )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert all(float(parameter.abs().max()) < 2e-3 for parameter in model.parameters())

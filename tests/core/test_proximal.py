@@ -122,3 +122,112 @@ def test_the_parts_of_halo_can_be_changed_one_by_one():
 
 def test_the_default_is_the_papers_slope():
     assert HALOPull().power == HALOPull().bias == 1
+
+
+def random_steps(optimizer, parameters, steps):
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+        yield
+
+
+@pytest.mark.parametrize("method", [shrinkage.HALO, shrinkage.Lasso, shrinkage.Bridge, shrinkage.MCP])
+def test_of_weights_that_tie_only_as_many_go_as_are_wanted(method):
+    torch.manual_seed(0)
+    rows = torch.randn(10, 40)
+    layer = nn.Linear(40, 20, bias=False)
+    layer.weight.data.copy_(rows.repeat(2, 1))  # every weight twice, and an odd number is to go
+    optimizer = SGD(layer.parameters(), lr=0.0)
+    attached = method(layer, 401 / 800, 20, end=1.0).attach(optimizer)
+    for _ in random_steps(optimizer, [layer.weight], 20):
+        pass
+    assert attached.finalize().zeros == 401
+
+
+def test_half_precision_weights_end_with_exactly_the_zeros_asked_for():
+    torch.manual_seed(0)
+    layer = nn.Linear(100, 100, bias=False).bfloat16()  # most sizes occur many times
+    optimizer = SGD(layer.parameters(), lr=0.01)
+    lasso = shrinkage.Lasso(layer, 0.9, 5, start=0.0, end=1.0).attach(optimizer)
+    for _ in range(5):
+        layer.weight.grad = torch.randn(100, 100).bfloat16()
+        optimizer.step()
+    assert lasso.finalize().zeros == 9000
+
+
+def test_a_ramp_that_ends_early_goes_on_holding_and_lowers_nobody_any_more():
+    torch.manual_seed(0)
+    layer = nn.Linear(60, 60, bias=False)
+    optimizer = SGD(layer.parameters(), lr=1e-3)
+    halo = HALO(layer, 0.9, 200, start=0.0, end=1.0, ramp=lambda x: min(1.0, 2 * x)).attach(optimizer)
+    dead = torch.zeros(60, 60, dtype=torch.bool)
+    norms = []
+    for _ in random_steps(optimizer, [layer.weight], 199):
+        assert not layer.weight[dead].any()
+        dead |= layer.weight == 0
+        norms.append(float(layer.weight.detach().norm()))
+    assert halo.phase == "shrinking"
+    assert int(dead.sum()) == 3240
+    assert norms[198] > 0.9 * norms[110]  # random gradients, and no penalty any more
+
+
+def test_a_run_resumed_after_an_early_end_of_the_ramp_is_the_same():
+    def run(cut):
+        torch.manual_seed(0)
+        layer = nn.Linear(20, 20, bias=False)
+
+        def make():
+            optimizer = SGD(layer.parameters(), lr=1e-3, momentum=0.9)
+            return optimizer, HALO(layer, 0.9, 60, start=0.0, end=1.0, ramp=lambda x: min(1.0, 2 * x))
+
+        optimizer, halo = make()
+        halo.attach(optimizer)
+        for step, _ in enumerate(random_steps(optimizer, [layer.weight], 60)):
+            if step + 1 == cut:
+                saved = optimizer.state_dict(), halo.state_dict()
+                optimizer, halo = make()
+                optimizer.load_state_dict(saved[0])
+                halo.load_state_dict(saved[1])
+                halo.attach(optimizer)
+                for left in range(step + 1, 60):
+                    generator = torch.Generator().manual_seed(3)
+                    for _ in range(left + 1):
+                        gradient = torch.randn(20, 20, generator=generator)
+                    layer.weight.grad = gradient
+                    optimizer.step()
+                break
+        halo.finalize()
+        return layer.weight.detach()
+
+    assert all(torch.equal(run(None), run(cut)) for cut in (10, 30, 31, 45))
+
+
+def test_under_adam_layers_with_other_decays_compete_as_equals():
+    torch.manual_seed(0)
+    one, other = nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False)
+    net = nn.ModuleList([one, other])
+    groups = [{"params": one.parameters()}, {"params": other.parameters(), "betas": (0.9, 0.9999)}]
+    optimizer = AdamW(groups, lr=0.0, weight_decay=0.0)
+    lasso = shrinkage.Lasso(net, 0.9, 100).attach(optimizer)
+    for _ in random_steps(optimizer, [one.weight, other.weight], 100):
+        pass
+    kept = [layer.units - layer.zeros for layer in lasso.finalize().layers]
+    assert min(kept) > 700  # of 2,000; their gradients are of one kind
+
+
+def test_beside_adam_an_sgd_layer_is_not_lowered_either():
+    torch.manual_seed(0)
+    one, other = nn.Linear(30, 20, bias=False), nn.Linear(30, 20, bias=False)
+    first, second = AdamW(one.parameters(), lr=0.0, weight_decay=0.0), SGD(other.parameters(), lr=0.0)
+    halo = HALO(nn.ModuleList([one, other]), 0.9, STEPS).attach(first, second)
+    before = other.weight.detach().clone()
+    for _ in range(STEPS):
+        for layer, optimizer in ((other, second), (one, first)):
+            layer.weight.grad = torch.ones_like(layer.weight)
+            optimizer.step()
+    halo.finalize()
+    left = other.weight.detach()
+    assert torch.equal(left, torch.where(left == 0, 0, before))
+    assert left.any()

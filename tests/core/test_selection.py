@@ -129,3 +129,33 @@ def test_the_first_pattern_that_fits_a_name_wins():
 def test_a_name_the_model_has_not():
     with pytest.raises(InputError, match=r"no parameter 'nowhere\.weight'"):
         resolve(MLP(), ["nowhere.weight"])
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm], ids=["old", "parametrization"]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_weight_that_is_computed_from_others_is_refused_by_name(wrap):
+    model = nn.Sequential(wrap(nn.Linear(4, 3)), nn.Linear(3, 3))
+    with pytest.raises(InputError, match=r"weight of '0' is computed from other parameters.*exclude='0\.\*'"):
+        select(model)
+    assert names(model, exclude="0.*") == ["1.weight"]
+    assert names(model, include="1.weight") == ["1.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
+def test_tensors_without_entries_are_passed_over():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 0), nn.Linear(0, 5), nn.Linear(5, 5))
+    assert names(model) == ["0.weight", "3.weight"]
+
+
+def test_sparse_gradients_are_refused():
+    with pytest.raises(InputError, match=r"'weight' has sparse gradients: build the embedding with sparse=False"):
+        select(nn.Embedding(10, 4, sparse=True), include="weight")
+
+
+def test_a_sharded_parameter_is_refused():
+    model = nn.Linear(4, 3)
+    model.weight.device_mesh = object()  # what a DTensor has
+    with pytest.raises(InputError, match="'weight' is spread over devices"):
+        select(model)

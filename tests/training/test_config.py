@@ -17,6 +17,12 @@ def test_the_recipe_of_the_data_set_fills_what_is_not_given(data: str) -> None:
     assert config.lr == 0.5
 
 
+@pytest.mark.parametrize(("name", "value"), [("seed", 1 << 32), ("seed", -1), ("threads", 0), ("threads", 10**12)])
+def test_numbers_beyond_what_the_machine_takes_are_refused(name: str, value: int) -> None:
+    with pytest.raises(InputError, match=f"{name} must be"):
+        resolve({"data": "digits", name: value})
+
+
 def test_a_configuration_survives_its_file(tmp_path: Path) -> None:
     config = resolve({"data": "mnist", "data_dir": "/some where", "granularity": "2:4", "lr": 1e-5, "seed": 3})
     path = tmp_path / "config.yaml"

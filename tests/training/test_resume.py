@@ -14,7 +14,7 @@ import pytest
 
 from shrinkage.core.errors import InputError, StateError
 from shrinkage.training import resume, train
-from shrinkage.training.checkpoints import LAST, PREVIOUS
+from shrinkage.training.checkpoints import DAMAGED, LAST, PREVIOUS
 from shrinkage.training.folder import RunFolder
 
 # Dropout draws from the global random state, which a resumed epoch must find as it would have been.
@@ -148,6 +148,7 @@ def test_a_truncated_checkpoint_falls_back_on_the_one_before_and_says_so(tmp_pat
     told: list[str] = []
     resume(cut.path, tell=told.append)
     assert any("last.ckpt is truncated or damaged" in line and PREVIOUS in line for line in told)
+    assert last.with_name(DAMAGED).is_file()  # and not where the next save would look for the one before
     assert cut.model.read_bytes() == whole.model.read_bytes()
 
 

@@ -88,6 +88,11 @@ def has_formula(module: nn.Module) -> bool:
     return cost.dispatch(type(module)) is not cost.dispatch(object) or is_hf_conv1d(module)
 
 
+def own_forward(module: nn.Module) -> bool:
+    """Whether a module of a type that derives from one with a formula computes otherwise than PyTorch's."""
+    return type(module) not in cost.registry and not type(module).forward.__module__.startswith("torch.")
+
+
 def register_cost(*types: type[nn.Module]) -> Callable[[_F], _F]:
     """Enter a formula for module types and everything derived from them.
 

@@ -202,6 +202,10 @@ class Dial:
         """How much of a pool is to be zero when ``share`` of the target is wanted."""
         return math.floor(share * pool.zeros + 1e-9)
 
+    def met(self, pool: Pool, marked: Sequence[Tensor], share: float) -> bool:
+        """Whether the marked units of a pool's members are exactly what is wanted."""
+        return self._amount(pool, marked) == self.wanted(pool, share)
+
     def up_to(
         self, pool: Pool, scores: Sequence[Tensor], limit: Tensor, share: float, sizes: Sequence[Tensor]
     ) -> list[Tensor]:
@@ -214,16 +218,15 @@ class Dial:
             share: the same as there.
             sizes: decide between equal scores.
         """
-        wanted = self.wanted(pool, share)
         marked = [score <= limit for score in scores]
-        if self._amount(pool, marked) == wanted:
+        if self.met(pool, marked, share):
             return marked
         below = [score < limit for score in scores]
         tied = [
             torch.where(score == limit, size.to(score.device, score.dtype), torch.inf)
             for score, size in zip(scores, sizes, strict=True)
         ]
-        picked = self._smallest(pool, tied, wanted - self._amount(pool, below))
+        picked = self._smallest(pool, tied, self.wanted(pool, share) - self._amount(pool, below))
         return [low | pick for low, pick in zip(below, picked, strict=True)]
 
     def left_out(self, i: int, order: Tensor, seconds: Tensor, active: Callable[[int], Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from shrinkage.core import checkpoint
 from shrinkage.core.errors import InputError, StateError, TargetError
 from shrinkage.core.hold import Held, Holder, bit_mask, clear
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
-from shrinkage.core.options import Options, check_options
+from shrinkage.core.options import TARGETED, Options, check_options
 from shrinkage.core.plan import Plan
 from shrinkage.core.protocols import Solver
 from shrinkage.core.result import Sparsified, Spent
@@ -76,6 +76,10 @@ class Sparsifier:
         check_options(type(self), options)
         self._model = model
         self._plan = Plan(model, sparsity, options)
+        if self._plan.dial is None and (idle := sorted(options.keys() & TARGETED)):
+            raise InputError(
+                f"{type(self).__name__}: {idle[0]}= refines a target (sparsity= or macs=), and there is none"
+            )
         self._solver = solver
         self._zero_below = zero_below
         self._ramp: Ramp | None = None
@@ -120,10 +124,15 @@ class Sparsifier:
         self._solver.start(self._slots, self._plan.dial)
         self._hooks = OptimizerHooks(self, self._name, inner)
         pending, self._pending = self._pending, None
-        if pending is None or not pending["solver"]:
-            self._solver.begin()
-        if pending is not None:
-            self._restore(pending)
+        try:
+            if pending is None or not pending["solver"]:
+                self._solver.begin()
+            if pending is not None:
+                self._restore(pending)
+        except BaseException:
+            self._hooks.remove()
+            self._hooks = None
+            raise
         return self
 
     def _make_slots(self, optimizers: list[Optimizer]) -> list[Slot]:

@@ -34,7 +34,7 @@ def writing(path: Path, *, keep: Path | None = None) -> Iterator[BinaryIO]:
         aside = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                os.fchmod(file.fileno(), 0o666 & ~_umask())  # mkstemp's files are private
+                os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -110,6 +110,9 @@ def _explained(error: OSError, path: Path) -> StateError | InputError:
 
 
 def _umask() -> int:
+    with contextlib.suppress(OSError, StopIteration):  # asking the process itself would change it for a moment
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from shrinkage.core.costs import Cost, KeepsPacked, Packed, cost, has_formula
+from shrinkage.core.costs import Cost, KeepsPacked, Packed, cost, has_formula, own_forward
 from shrinkage.core.errors import InputError
 from shrinkage.core.evaluation import evaluating
 from shrinkage.core.selection import unwrap
@@ -252,6 +252,8 @@ class Trace:
         self.uses: dict[nn.Module, dict[str, int | Tensor]] = defaultdict(dict)
         self.others: dict[nn.Module, int] = defaultdict(int)
         self.additions: dict[nn.Module, int] = defaultdict(int)
+        self.products: dict[nn.Module, int] = defaultdict(int)  # of classes that may compute more than their formula
+        self.formulas: dict[nn.Module, int] = defaultdict(int)  # what theirs says
         self.costed: set[nn.Module] = set()
         self.running: list[nn.Module] = []
 
@@ -269,6 +271,8 @@ class Trace:
                     stack.callback(handle.remove)
             stack.enter_context(_Products(self))
             yield
+        for module, products in self.products.items():
+            self.others[module] += max(products - self.formulas[module], 0)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self.running.append(module)
@@ -281,15 +285,24 @@ class Trace:
         self.costed.add(module)
         self.others[module] += found.others
         self.additions[module] += found.additions
+        self.formulas[module] += found.others
         for name, uses in found.uses.items():
             path, _, parameter = name.rpartition(".")
             owner = module.get_submodule(path)
+            self.formulas[module] += _macs(getattr(owner, parameter), uses)
             self.costed.add(owner)
             self.uses[owner][parameter] = self.uses[owner].get(parameter, 0) + uses
 
 
+def _macs(weight: Tensor, uses: int | Tensor) -> int:
+    return uses * weight.numel() if isinstance(uses, int) else int(uses.expand_as(weight).sum())
+
+
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts products that modules without a formula compute by functions, such as attention."""
+    """Counts products that modules without a formula compute by functions, such as attention.
+
+    Also those of a class that derives from one with a formula and computes in a way of its own, such as an adapter.
+    """
 
     supports_higher_order_operators = True
 
@@ -303,8 +316,12 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **(kwargs or {}))
         flops = flop_registry.get(getattr(func, "overloadpacket", func))
         module = self.trace.running[-1] if self.trace.running else None
-        if flops is not None and module is not None and not has_formula(module):
-            self.trace.others[module] += flops(*args, **(kwargs or {}), out_val=out) // 2
+        if flops is not None and module is not None:
+            macs = flops(*args, **(kwargs or {}), out_val=out) // 2
+            if not has_formula(module):
+                self.trace.others[module] += macs
+            elif own_forward(module):
+                self.trace.products[module] += macs
         return out
 
 

@@ -25,7 +25,9 @@ class GradientSolver(FixedStrength):
     Args:
         prior: the penalty.
         scales: its λ.
-        in_loss: the user adds ``penalty()`` to the loss instead, and autograd delivers all gradients.
+        in_loss: the user adds ``penalty()`` to the loss instead, once a step, and autograd delivers the weights'
+            gradients. Those of λ are written out here too: what autograd leaves at λ may be scaled, and belongs to
+            passes that no step was taken for.
     """
 
     def __init__(self, prior: Prior, scales: Scales, *, in_loss: bool = False) -> None:
@@ -41,9 +43,9 @@ class GradientSolver(FixedStrength):
         in, each sees the λ of before the step. A λ that is shared goes with the clock.
         """
         own = [i for i, slot in enumerate(self._slots) if slot.optimizer is optimizer]
-        if self._in_loss or not own:
+        if not own:
             return
-        if self._per_weight is not None and scale is None and self._plain_case(own):
+        if self._per_weight is not None and scale is None and not self._in_loss and self._plain_case(own):
             self._in_few_passes(self._per_weight, own, once)
             return
         separable = self._per_weight is not None
@@ -52,11 +54,14 @@ class GradientSolver(FixedStrength):
         sizes = {i: self._slots[i].sizes() for i in every}
         for i in own:
             slot, size = self._slots[i], sizes[i]
-            if slot.parameter.grad is not None:
+            if slot.parameter.grad is not None and not self._in_loss:
                 slope = self.prior.grad_size(i, size, scales)
                 pull = slot.direction(size).mul_(slot.spread(slope.expand(size.shape)))
                 slot.parameter.grad.add_(pull if scale is None else pull.mul_(scale))
         if separable:
+            if self._in_loss and once:  # autograd's gradients of the others, which have their own moment
+                for i in set(range(len(self._slots))) - set(own):
+                    self.scales.tensors[i].grad = None
             self.scales.set_gradients([sizes[i] for i in own], [self.scales.tensors[i] for i in own])
             if once:
                 self.scales.step()
@@ -99,6 +104,8 @@ class GradientSolver(FixedStrength):
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """LBFGS's line search compares losses, so there the penalty's value has to be in."""
-        if isinstance(optimizer, LBFGS) and not self._in_loss and isinstance(loss, Tensor):
+        if not isinstance(optimizer, LBFGS) or self._in_loss:
+            return loss
+        if isinstance(loss, Tensor):
             return loss + self.value().detach()
-        return loss
+        return loss + self.value().item() if isinstance(loss, int | float) else loss

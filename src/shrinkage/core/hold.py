@@ -3,7 +3,7 @@
 A weight that is zero, with zero optimiser state and a zero gradient, is left at zero by every
 coordinate-wise optimiser: so one cheap operation a step, clearing the pruned gradients, is enough. It is a
 bitwise AND with an integer mask of the weight's own width, which also turns NaN and −0.0 into +0.0.
-Optimisers that mix coordinates (Muon, LBFGS) get the weights cleared after the step as well.
+Optimisers that mix coordinates (Muon, LBFGS), or divide by zero there, get the weights cleared after the step as well.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ COORDINATE_WISE: frozenset[type[Optimizer]] = frozenset(
         optim.Adagrad, optim.Adadelta, optim.ASGD, optim.Rprop,
     }
 )  # fmt: skip
+
+
+def _leaves_zeros(optimizer: Optimizer) -> bool:
+    """Whether what is zero, without a gradient and without memory, stays zero; 0/0 does not."""
+    return type(optimizer) in COORDINATE_WISE and all(group.get("eps") != 0 for group in optimizer.param_groups)
 
 
 def bit_mask(kept: Tensor, like: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class Holder:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Clear the weights where clearing gradients was not enough."""
-        if type(optimizer) not in COORDINATE_WISE:
+        if not _leaves_zeros(optimizer):
             for item in self._held.get(optimizer, []):
                 clear(item.parameter, item.mask)
 

@@ -188,10 +188,20 @@ def _refuse_copies(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str
 
 
 def owners(optimizers: Sequence[Optimizer]) -> dict[int, tuple[Optimizer, int]]:
-    """Which optimiser, and which of its parameter groups, updates each tensor, by the tensor's id."""
-    return {
-        id(parameter): (optimizer, index)
-        for optimizer in optimizers
-        for index, group in enumerate(optimizer.param_groups)
-        for parameter in group["params"]
-    }
+    """Which optimiser, and which of its parameter groups, updates each tensor, by the tensor's id.
+
+    Raises:
+        InputError: if two of the optimisers update the same tensor.
+    """
+    found: dict[int, tuple[Optimizer, int]] = {}
+    for optimizer in optimizers:
+        for index, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                first, _ = found.setdefault(id(parameter), (optimizer, index))
+                if first is not optimizer:
+                    raise InputError(
+                        f"a parameter of shape {tuple(parameter.shape)} is in two of the optimisers, "
+                        f"{type(first).__name__} and {type(optimizer).__name__}: attach to one of them, and where the "
+                        "other takes over, detach() and attach to that one"
+                    )
+    return found

@@ -122,7 +122,6 @@ class LatentSolver:
         self._dial: Dial | None = None
         self._latents: list[Tensor] = []
         self._choices: list[Choice] = []
-        self._versions: list[int] = []
         self._inside: set[Optimizer] = set()  # those whose Parameters hold latent weights at this moment
         self._clock: Optimizer | None = None
 
@@ -143,7 +142,6 @@ class LatentSolver:
             Choice(torch.ones(slot.unit_shape, dtype=torch.bool, device=slot.parameter.device), None, -1.0)
             for slot in slots
         ]
-        self._versions = [slot.parameter._version for slot in slots]
         self._inside = set()
         self.form.start(slots)
 
@@ -180,10 +178,14 @@ class LatentSolver:
             self._clock = optimizer
 
     def _adopt(self, index: int) -> None:
-        """Somebody may have written to the weight since, to load another: then it becomes the latent one as well."""
+        """Somebody may have written to the weight since, to load another: then it becomes the latent one as well.
+
+        Values are compared, since what is written through ``.data`` leaves no other trace.
+        """
         weight, latent = self._slots[index].parameter.detach(), self._latents[index]
-        if weight._version != self._versions[index]:
-            latent.copy_(torch.where(weight == self._effective(index).to(weight.dtype), latent, weight))
+        effective = self._effective(index).to(weight.dtype)
+        if not torch.equal(weight, effective):
+            latent.copy_(torch.where(weight == effective, latent, weight))
 
     def _turn_gradients(self, own: list[int], scale: Tensor | None) -> None:
         slots, latents = [self._slots[i] for i in own], [wide(self._latents[i]) for i in own]
@@ -275,7 +277,6 @@ class LatentSolver:
         for i in indices:
             weight = self._slots[i].parameter.detach()
             weight.copy_(self._effective(i)).add_(0.0)  # −0.0 + 0.0 is +0.0
-            self._versions[i] = weight._version
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """The user's loss, as it is."""

@@ -30,6 +30,9 @@ class Options(TypedDict, total=False):
     end: float
 
 
+TARGETED = frozenset({"distribution", "layer_sparsity", "floor", "ramp", "start", "end"})
+"""Those that say how a target is reached, and nothing where there is none."""
+
 # The ramp of methods that lead to a target: the last fifth of the training belongs to the survivors.
 STEERED = Options(start=0.1, end=0.8)
 

@@ -77,12 +77,15 @@ class SteeredProximal:
         self._ratios: list[Tensor] = []
         self._flats: list[Tensor] = []
         self._limit = torch.zeros(())
+        self._full = False  # whether a proximal step has zeroed all of the target
+        self._masks_due = False  # whether what it left still has to be made into masks
 
     @torch.no_grad()
     def start(self, slots: list[Slot], dial: Dial | None) -> None:
         """Take over the tensors; their present root mean square becomes the unit of size."""
         assert dial is not None  # built only where there is a target
         self._slots, self._dial = slots, dial
+        self._full, self._masks_due = False, False
         self._held, self._holder = [], Holder({})
         sizes = [slot.sizes() for slot in slots]
         squares = sum(float(size.square().sum(dtype=torch.float64)) for size in sizes)
@@ -97,16 +100,17 @@ class SteeredProximal:
 
     def value(self) -> Tensor:
         """The steered penalty as it acts now, differentiable in the weights."""
-        shares, typical = learning_rate_shares(self._slots), self._typical_moment()
+        shares, typical = learning_rate_shares(self._slots), self._typical_roots()
         terms = []
         for i, slot in enumerate(self._slots):
             memory = self._memory[i] if self._memory else slot.sizes()
-            slope = self._slope(memory, slot.second_moments(), typical, shares[i], slot.toll)
+            slope = self._slope(memory, slot.second_moments(), typical[i], shares[i], slot.toll)
             terms.append((slope * slot.live_sizes()).sum().to(self._limit.device))
         return self.strength * torch.stack(terms).sum()
 
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
         """Gradients are left alone, but for those of zeros that are held."""
+        self._make_due_masks()
         self._holder.before_step(optimizer)
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
@@ -120,11 +124,12 @@ class SteeredProximal:
         Raises:
             StateError: if a weight has become NaN or infinite.
         """
-        if step % self._interval and share < 1.0:
+        if step % self._interval and (share < 1.0 or self._full):
             return
+        self._make_due_masks()
         if not self._flats:
             self._allocate()
-        shares, typical = learning_rate_shares(self._slots), self._typical_moment()
+        shares, typical = learning_rate_shares(self._slots), self._typical_roots()
         sums = []
         for i, slot in enumerate(self._slots):
             memories = self._memory[i] if self._memory else None
@@ -133,24 +138,39 @@ class SteeredProximal:
                 if memory is not None:
                     self._pull.remember(memory, size)
                 rate = slot.toll if each is None else each
-                slope = self._slope(size if memory is None else memory, moment, typical, shares[i], rate)
+                slope = self._slope(size if memory is None else memory, moment, typical[i], shares[i], rate)
                 sums.append(torch.div(size, slope, out=ratio).sum())
         if not math.isfinite(float(torch.stack([part.to(self._limit.device) for part in sums]).sum())):
             self._refuse(step)
         limits = self._limits(share)
+        # One rule for all, since all compete: who is lowered would lose to who is not.
+        adam = any(slot.second_moments() is not None for slot in self._slots)
+        bias = 0.0 if self._spare and adam else self._pull.bias
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
-            bias = 0.0 if self._spare and slot.second_moments() is not None else self._pull.bias
             slot.scale(ratios, partial(_left, limit=limit.clamp(min=1e-30), bias=bias))
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
-        if share >= 1.0:  # the pattern is fixed next; the working space is not needed again
-            self._flats, self._ratios, self._held, self._holder = [], [], [], Holder({})
-        elif self._hold and share > 0:
-            self._hold_zeros()
+        self._full, self._masks_due = share >= 1.0, self._hold and share > 0
+        if not self._full:  # else the pattern may be fixed next, and no mask is needed
+            self._make_due_masks()
 
     def _limits(self, share: float) -> list[Tensor]:
         """ξ for each tensor: what is at most that becomes zero."""
         assert self._dial is not None
-        return self._dial.limits(self._ratios, self._flats, share)
+        limits = self._dial.limits(self._ratios, self._flats, share)
+        if share >= 1.0:  # before, a tie may let some units go early
+            self._spare_ties(limits, share)
+        return limits
+
+    def _spare_ties(self, limits: list[Tensor], share: float) -> None:
+        """Of units that tie at the limit only as many go as are wanted: put the others out of reach."""
+        assert self._dial is not None
+        for pool in self._dial.pools:
+            limit, ratios = limits[pool.members[0]], [self._ratios[i] for i in pool.members]
+            if self._dial.met(pool, [ratio <= limit for ratio in ratios], share):
+                continue
+            gone = self._dial.up_to(pool, ratios, limit, share, [self._slots[i].sizes() for i in pool.members])
+            for ratio, marked in zip(ratios, gone, strict=True):
+                ratio.masked_fill_((ratio <= limit) & ~marked, torch.inf)
 
     def stepped(self, optimizer: Optimizer) -> None:
         """Clear held zeros that the step may have moved."""
@@ -160,8 +180,12 @@ class SteeredProximal:
         """What it holds for pruned units must not move them."""
         self._holder.state_loaded(optimizer)
 
-    def _hold_zeros(self) -> None:
+    @torch.no_grad()
+    def _make_due_masks(self) -> None:
         """Make masks of what the proximal step has left of every unit, which lies where the ratios were."""
+        if not self._masks_due:
+            return
+        self._masks_due = False
         if not self._held:
             self._make_masks()
         for slot, left, held in zip(self._slots, self._ratios, self._held, strict=True):
@@ -185,7 +209,9 @@ class SteeredProximal:
         self._holder = Holder.of(zip((slot.optimizer for slot in self._slots), self._held, strict=True), _SPARED)
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
-        """By size."""
+        """By size. The pattern is fixed next; the working space is not needed again."""
+        self._flats, self._ratios, self._held, self._holder = [], [], [], Holder({})
+        self._masks_due = False
         return by_size(self._slots)
 
     @property
@@ -225,18 +251,28 @@ class SteeredProximal:
         if toll is not None:
             slope.mul_(toll)
         if moment is not None and typical is not None:
-            slope.div_(moment.sqrt().div_(typical.to(moment.device)).add_(1e-3))
+            slope.div_(moment.sqrt().div_(typical).add_(1e-3))
         return slope
 
-    def _typical_moment(self) -> Tensor | None:
-        """The mean of √v over the units whose optimiser keeps a v."""
-        units, sums = 0, []
+    def _typical_roots(self) -> list[Tensor | None]:
+        """For each tensor what its √v is held against: the mean over all that have a v, as far as its own has come.
+
+        A running mean v begins at zero, and tensors with other decays or fewer steps are at another point of its way.
+        """
+        units, sums, reached = 0, [], list[float | Tensor | None]()
         for slot in self._slots:
             moments = slot.second_moments()
-            if moments is not None:
-                units += slot.units
-                sums += [part.sqrt().sum().to(self._limit.device) for (part,) in pieces(moments)]
-        return (torch.stack(sums).sum() / units).clamp(min=1e-30) if sums else None
+            if moments is None:
+                reached.append(None)
+                continue
+            reached.append(slot.bias_correction() ** 0.5)
+            units += slot.units
+            sums += [(part.sqrt().sum() / reached[-1]).to(self._limit.device) for (part,) in pieces(moments)]
+        if not sums:
+            return [None] * len(self._slots)
+        typical = (torch.stack(sums).sum() / units).clamp(min=1e-30)
+        homes = [slot.parameter.device for slot in self._slots]
+        return [None if root is None else typical.to(home) * root for root, home in zip(reached, homes, strict=True)]
 
     def _allocate(self) -> None:
         """One buffer a pool, so that the ratios of its tensors lie side by side."""
@@ -262,7 +298,9 @@ class SteeredProximal:
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of sizes and their unit, and who is held."""
+        self._make_due_masks()
         return {
+            "full": self._full,
             "memory": [memory.clone() for memory in self._memory],
             "kept": [pack_bits(held.mask != 0) for held in self._held],
             "reference": self._reference,
@@ -275,6 +313,7 @@ class SteeredProximal:
             memory.copy_(saved)
         self._reference = float(state["reference"])
         self._limit = torch.tensor(float(state["limit"]))
+        self._full, self._masks_due = bool(state["full"]), False
         self._held, self._holder = [], Holder({})
         if state["kept"]:
             self._allocate()

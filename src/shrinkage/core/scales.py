@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
+from shrinkage.core.errors import InputError
 from shrinkage.core.protocols import Prior
 from shrinkage.core.slots import Slot, by_size
 
@@ -116,7 +117,16 @@ class Scales:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
+        """The inverse of :meth:`state_dict`.
+
+        Raises:
+            InputError: if these are other scales.
+        """
+        if [tensor.shape for tensor in self.tensors] != [saved.shape for saved in state["scales"]]:
+            raise InputError(
+                f"this state has {len(state['scales'])} tensors of λ where {len(self.tensors)} are: it was saved by a "
+                "method with other arguments, such as layerwise="
+            )
         with torch.no_grad():
             for tensor, saved in zip(self.tensors, state["scales"], strict=True):
                 tensor.copy_(saved)

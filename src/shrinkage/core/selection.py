@@ -14,6 +14,7 @@ from typing import cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 from shrinkage.core.errors import InputError
@@ -82,6 +83,11 @@ def select(
     for name, parameter in model.named_parameters():
         if isinstance(parameter, nn.UninitializedParameter):
             raise InputError(f"{name!r} has no shape yet: run the model on one batch before choosing weights")
+        if hasattr(parameter, "device_mesh"):
+            raise InputError(
+                f"{name!r} is spread over devices (FSDP, tensor parallelism): no process sees all of it, so that sizes "
+                "cannot be compared. Use DistributedDataParallel"
+            )
     owned = list(_parameters(model))
     named, unwanted = _as_rules(include or ()), _as_rules(exclude or ())
     takers = [_matcher(rule, biases) for rule in named]
@@ -90,15 +96,18 @@ def select(
         if not any(matcher(*item) for item in owned):
             raise InputError(f"{_describe(rule)} matches no parameter{_nearest(rule, owned)}")
     if include is None:
+        _refuse_computed(model, lambda *item: any(leaves(*item) for leaves in leavers))
         takers = [_untied(matcher, model) for matcher in _default_matchers(biases)]
     chosen: list[Selected] = []
     for name, module, parameter in owned:
-        if not parameter.requires_grad or not parameter.is_floating_point():
+        if not parameter.requires_grad or not parameter.is_floating_point() or not parameter.numel():
             continue
         if not any(takes(name, module, parameter) for takes in takers):
             continue
         if any(leaves(name, module, parameter) for leaves in leavers):
             continue
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise InputError(f"{name!r} has sparse gradients: build the embedding with sparse=False, or leave it out")
         chosen.append(Selected(name, _out_dim(module)))
     if not chosen:
         raise InputError(
@@ -106,6 +115,26 @@ def select(
             "attention or recurrent layer remains; name what you mean with include="
         )
     return chosen
+
+
+def _refuse_computed(model: nn.Module, left_out: Matcher) -> None:
+    """Raise for layers whose weight is computed from other parameters: zeros there need not be zeros of the weight."""
+    for path, layer in model.named_modules():
+        own = {name for name, _ in layer.named_parameters(recurse=False)}
+        if not isinstance(layer, DEFAULT_TYPES) or not (is_parametrized(layer, "weight") or "weight_g" in own):
+            continue
+        place = f"{path}." if path else ""
+        parts = [
+            item
+            for item in _parameters(layer)
+            if item[0].startswith(("parametrizations.weight.", "weight_g", "weight_v"))
+        ]
+        if not all(left_out(place + name, module, parameter) for name, module, parameter in parts):
+            raise InputError(
+                f"the weight of {path or type(layer).__name__!r} is computed from other parameters, as by weight_norm "
+                "or another parametrization, and zeros in those are no zeros of the weight: leave it out with "
+                f"exclude={place + '*'!r}, or name what you mean with include="
+            )
 
 
 def match_names(patterns: Iterable[str], names: Iterable[str]) -> dict[str, str]:

@@ -59,6 +59,11 @@ class Slot:
         return self.granularity.sizes(source.detach(), self.out_dim)
 
     @property
+    def weights_a_unit(self) -> Tensor:
+        """How many weights each unit has; tiles at the edge have fewer."""
+        return self.sizes(torch.ones_like(self.parameter, dtype=torch.float32)).square().round()
+
+    @property
     def single(self) -> bool:
         """Whether its units are single weights, so that per-unit tensors have the weight's shape."""
         return isinstance(self.granularity, Weight | NM)
@@ -117,7 +122,7 @@ class Slot:
             return None
         if self.single:
             return wide(squares)
-        return self.sizes(squares.sqrt()).square() * (self.units / self.parameter.numel())
+        return self.sizes(squares.sqrt()).square() / self.weights_a_unit
 
     def bias_correction(self) -> float | Tensor:
         """1 − β₂ᵗ, the share of its final weight that Adam's second moment has reached."""

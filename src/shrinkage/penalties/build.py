@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Literal
 
 from shrinkage.core.budget import has_target
@@ -53,6 +54,20 @@ def steered(
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
     return SteeredProximal(pull, interval(steps, every), hold=hold, spare=spare), Options(**{**STEERED, **options})
+
+
+def refuse_idle(method: type, **given: object) -> None:
+    """Refuse arguments that belong to fixed strengths where there are none.
+
+    Raises:
+        InputError: naming the first that is not at its default.
+    """
+    known = inspect.signature(method).parameters
+    for name, value in given.items():
+        if value != known[name].default:
+            raise InputError(
+                f"{method.__name__}: {name}={value!r} belongs to fixed strengths (xi=, psi=); a target has none"
+            )
 
 
 def fixed(method: type, prior: Prior, scales: Scales, solver: SolverName | None) -> Solver:

@@ -29,7 +29,7 @@ from shrinkage.core.engine import Sparsifier
 from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.core.scales import Scales
-from shrinkage.penalties.build import SolverName, fixed, steered, strength
+from shrinkage.penalties.build import SolverName, fixed, refuse_idle, steered, strength
 
 EVERY = 24
 """Optimiser steps from one steered proximal step to the next, in long trainings."""
@@ -201,13 +201,14 @@ class HALO(Sparsifier):
         **options: Unpack[Options],
     ) -> None:
         method = type(self)
+        settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
         if xi is None and psi is None:
+            refuse_idle(method, budget=budget, squared=squared, layerwise=layerwise, **settings)
             chosen, options = steered(
                 method, HALOPull(), sparsity, steps, solver, options, every=EVERY, hold=True, spare=True
             )
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
-            settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
             scales = Scales(prior, *(strength(word, value) for word, value in settings.items()))
             chosen = fixed(method, prior, scales, solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

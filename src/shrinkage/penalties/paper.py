@@ -21,6 +21,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from shrinkage.core.errors import InputError
+from shrinkage.core.options import Options
 from shrinkage.core.selection import Rules
 from shrinkage.penalties.halo import HALO
 
@@ -130,6 +131,9 @@ def faithful(
         raise InputError(f"the {recipe} recipe works on {' and '.join(k.__name__ for k in chosen.include)} layers, "
                          f"and {type(model).__name__} has none; name its tensors with include=")  # fmt: skip
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=decay)
+    options = Options(include=present if include is None else include, biases=True)
+    if sparsity is not None:
+        options["floor"] = 0.0
     halo = HALO(
         model,
         sparsity,
@@ -139,9 +143,7 @@ def faithful(
         lam_lr=0.1,
         lam_momentum=0.9,
         lam_weight_decay=decay,
-        include=present if include is None else include,
-        biases=True,
-        floor=0.0,
+        **options,
     ).attach(optimizer)
     assert halo.lam_optimizer is not None
     return Faithful(halo, optimizer, PaperSchedule(optimizer, halo.lam_optimizer, chosen, steps_per_epoch))

@@ -20,7 +20,7 @@ from shrinkage.core.engine import Sparsifier
 from shrinkage.core.options import Options
 from shrinkage.core.protocols import Shape
 from shrinkage.core.scales import Scales
-from shrinkage.penalties.build import SolverName, fixed, steered, strength
+from shrinkage.penalties.build import SolverName, fixed, refuse_idle, steered, strength
 from shrinkage.penalties.lasso import UniformPull
 
 
@@ -95,11 +95,12 @@ class SWS(Sparsifier):
         **options: Unpack[Options],
     ) -> None:
         method = type(self)
+        settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
         if xi is None and psi is None:
+            refuse_idle(method, **settings)
             chosen, options = steered(method, UniformPull(), sparsity, steps, solver, options)
         else:
             prior = SWSPrior(strength("xi", xi), strength("psi", psi))
-            settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
             scales = Scales(prior, *(strength(word, value) for word, value in settings.items()))
             chosen = fixed(method, prior, scales, solver)
         super().__init__(model, sparsity, steps, solver=chosen, zero_below=1e-5, **options)

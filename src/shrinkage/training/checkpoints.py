@@ -23,6 +23,7 @@ from shrinkage.core.files import write
 
 LAST = "last.ckpt"
 PREVIOUS = "previous.ckpt"
+DAMAGED = "damaged.ckpt"
 
 
 class SafeCheckpoints(TorchCheckpointIO):
@@ -59,7 +60,9 @@ class SafeCheckpoints(TorchCheckpointIO):
             if last.name == PREVIOUS or not previous.is_file():
                 raise
             self._tell(f"{error}; going on from the one before it, {previous.name}")
-            return _read(previous)
+            checkpoint = _read(previous)
+            last.replace(last.with_name(DAMAGED))  # else the next one to be saved would make it the one before
+            return checkpoint
 
 
 class EveryEpoch(Checkpoint):

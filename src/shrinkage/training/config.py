@@ -45,10 +45,10 @@ class RunConfig:
         lr: learning rate, > 0.
         weight_decay: at least 0.
         schedule: ``flat-cosine``, ``cosine``, ``step`` or ``constant``.
-        seed: of the initial weights, the order of the images and all else that is random; at least 0.
+        seed: of the initial weights, the order of the images and all else that is random; from 0 to below 2³².
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
         devices: how many of them train together, each on its share of every batch.
-        threads: of the CPU, at least 1; None: as many as PyTorch sees fit. Another number rounds otherwise.
+        threads: of the CPU, 1 to 1024; None: as many as PyTorch sees fit. Another number rounds otherwise.
         precision: of the arithmetic, one of :data:`PRECISIONS`; weights and optimiser are float32 in either.
         val: training images held out and reported on, at least 0.
         regularizer: ``none``, ``dropfilter`` or ``dropfilter-plus``, of all convolutions and of both networks.
@@ -94,8 +94,9 @@ class RunConfig:
         for name, low in (("epochs", 1), ("batch_size", 1), ("devices", 1), ("seed", 0), ("val", 0)):
             value = getattr(self, name)
             _within(name, value, value >= low, f"a whole number of at least {low}")
+        _within("seed", self.seed, self.seed < 1 << 32, "below 2³²")
         if self.threads is not None:
-            _within("threads", self.threads, self.threads >= 1, "a whole number of at least 1")
+            _within("threads", self.threads, 1 <= self.threads <= 1024, "a whole number from 1 to 1024")
         _within("lr", self.lr, 0 < self.lr < math.inf, "a number greater than 0")
         _within("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
         accelerator(self.device)
