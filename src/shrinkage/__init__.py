@@ -5,7 +5,15 @@ from typing import Any
 
 from shrinkage import dropfilter
 from shrinkage.core.costs import Cost, register_cost
-from shrinkage.core.errors import FileError, InputError, MissingExtra, ShrinkageError, StateError, TargetError
+from shrinkage.core.errors import (
+    DivergedError,
+    FileError,
+    InputError,
+    MissingExtra,
+    ShrinkageError,
+    StateError,
+    TargetError,
+)
 from shrinkage.core.footprint import footprint
 from shrinkage.core.granularity import NM, Block, Row, Weight
 from shrinkage.core.hold import keep_zeros
@@ -46,6 +54,7 @@ __all__ = [
     "Bridge",
     "CoNNTrA",
     "Cost",
+    "DivergedError",
     "FileError",
     "GraSP",
     "GradualMagnitude",

@@ -4,6 +4,7 @@ import pytest
 from lines import outcome
 
 from shrinkage import InputError
+from shrinkage.reproduce.plots import accuracy_plot
 from shrinkage.reproduce.tables import Table, settings
 
 HALO = [97.0, 98.0, 99.0]
@@ -46,9 +47,10 @@ def test_the_lead_is_over_the_best_other_on_the_same_seeds(table):
 
 
 def test_means_of_unlike_numbers_of_trainings_are_told_of(table):
-    assert "not all means are of as many trainings: of 1 to 3" in table.remarks("halo")
+    assert "means are of 3 trainings, but of 1: SET at 90 %, Dense; 2: Random at 90 %" in table.remarks("halo")
     even = Table([outcome(90.0, seed=seed, method=method) for seed in range(2) for method in ("halo", "set")])
-    assert not any("as many trainings" in remark for remark in even.remarks("halo"))
+    assert not any("means are of" in remark for remark in even.remarks("halo"))
+    assert "±" not in str(even)  # an error of two says nothing
 
 
 def test_a_lead_counts_common_seeds_only():
@@ -83,6 +85,36 @@ def test_a_method_that_failed_is_not_the_best_other():
     table = Table([*lucky, *sound, *own, *(outcome(98.0, seed=seed) for seed in range(2))])
     assert table.lead("halo", 0.9)[0] == "gradual"
     assert table.ranking(0.9)[-1] == "synflow"
+
+
+def test_what_failed_is_said_beside_the_lead():
+    lucky = [outcome(99.9, method="synflow"), outcome(None, "it diverged", method="synflow", seed=1)]
+    sound = [outcome(97.0, method="gradual", seed=seed) for seed in range(2)]
+    table = Table([*lucky, *sound, outcome(98.0), outcome(None, "it diverged", seed=1)])
+    (lead, *_) = table.remarks("halo")
+    assert lead == (
+        "90 %: HALO over Gradual magnitude, the best other: +1.00 points (1 pairs); 1 of 2 of HALO failed; SynFlow, of "
+        "which 1 failed, is passed over with 99.90"
+    )
+
+
+def test_a_method_without_the_highest_sparsity_comes_after_those_that_have_it():
+    easy = [outcome(99.0, method="snip")]
+    both = [outcome(98.0, sparsity=sparsity) for sparsity in (0.9, 0.98)]
+    assert Table([*easy, *both]).methods == ["halo", "snip"]
+
+
+def test_a_bar_in_a_name_is_no_cell():
+    (_, _, row) = Table([outcome(90.0, method="gradual-moment")]).markdown().splitlines()
+    assert row == r"| Gradual, \|w\|·v^¼ | **90.00** |"
+
+
+def test_a_plot_counts_who_lies_below_and_marks_what_failed(tmp_path):
+    good = [outcome(97.0 + seed, method=name, seed=seed) for name in ("halo", "gradual", "rigl") for seed in range(3)]
+    poor = [outcome(20.0, method=name, seed=seed) for name in ("set", "snip") for seed in range(3)]
+    table = Table([*good, outcome(None, "it diverged", seed=3), *poor])
+    accuracy_plot(table, "halo", "a title", tmp_path / "plot.svg")
+    assert "2 methods lie below" in (tmp_path / "plot.svg").read_text()
 
 
 def test_no_mean_over_different_settings():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from lines import TRIAL
 
-from shrinkage.reproduce import entrants, tasks
+from shrinkage import StateError
+from shrinkage.reproduce import entrants, loop, tasks
 from shrinkage.reproduce.entrants import ENTRANTS
 from shrinkage.reproduce.loop import Training
 from shrinkage.reproduce.run import run
@@ -78,9 +79,10 @@ def test_a_checkpoint_of_another_origin_or_a_broken_one_is_as_none(tmp_path):
     ENTRANTS["dense"].run(start(dense, checkpoint=file, every=1))
     assert start(dense, checkpoint=file).step > 0
     assert start(TRIAL, checkpoint=file).step == 0
-    assert start(dense, checkpoint=file, recipe="another").step == 0
-    file.write_bytes(file.read_bytes()[:-1000])
-    assert start(dense, checkpoint=file).step == 0
+    assert start(dense, checkpoint=file, origin=["another recipe", "cpu", None]).step == 0
+    for content in (file.read_bytes()[:-1000], b"an earlier state"):
+        file.write_bytes(content)
+        assert start(dense, checkpoint=file).step == 0
 
 
 @pytest.mark.parametrize("method", ["magnitude-tuned", "lottery-weights", "lottery-lr"])
@@ -115,6 +117,23 @@ def test_a_training_that_diverges_is_an_outcome_that_says_so():
     outcome = run(replace(TRIAL, lr=1e6, epochs=8), None, CPU)
     assert outcome.accuracy is None
     assert "step" in outcome.failure
+
+
+@pytest.mark.parametrize("method", ["dense", "snip"])
+def test_a_training_that_diverges_at_the_end_does_so_too(method):
+    trial = replace(TRIAL, method=method, sparsity=0.0 if method == "dense" else 0.9, lr=1e9, epochs=1)
+    outcome = run(trial, None, CPU)  # 45 steps, fewer than from one look at the loss to the next
+    assert outcome.accuracy is None
+    assert "too high" in outcome.failure
+
+
+def test_a_full_disk_is_no_failure_of_the_method(tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise StateError("no space left on device")
+
+    monkeypatch.setattr(loop, "write", full)
+    with pytest.raises(StateError, match="no space left"):
+        run(replace(TRIAL, epochs=10), None, CPU, checkpoint=tmp_path / "state.pt")
 
 
 def test_the_images_of_a_smaller_task_are_averages(tmp_path):

@@ -25,6 +25,14 @@ def test_the_command_names_every_setting():
     assert words[-1] == "--validation"
 
 
+def test_the_command_of_a_line_names_device_and_data():
+    words = shlex.split(replace(outcome(), device="NVIDIA H200", data_label="a JPEG copy").command)
+    assert words[-4:] == ["--device", "cuda", "--data-label", "a JPEG copy"]
+    assert outcome().command == TRIAL.command
+    labelled = replace(outcome(), data_label="a JPEG copy")
+    assert parse(json.loads(labelled.to_json())) == labelled
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -38,6 +46,7 @@ def test_the_command_names_every_setting():
         ({"weight_decay": -0.1}, "weight_decay"),
         ({"epochs": 0}, "epochs"),
         ({"seed": -1}, "seed"),
+        ({"seed": 1 << 31}, "seed"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong, said):

@@ -56,7 +56,8 @@ def halo(
         for name, table in tables.items():
             remarks = table.remarks(PARTS[name].methods[0])
             echo("\n".join(["", f"{name}: test accuracy in percent by share of zeros", "", str(table), "", *remarks]))
-            echo(f"\nresults {out / name}.jsonl\nplot    {out / name}.svg")
+            files = {"results": out / f"{name}.jsonl", "plot": out / f"{name}.svg"}
+            echo("\n" + "\n".join(f"{what:7} {path}" for what, path in files.items() if path.is_file()))
 
 
 @app.command()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from shrinkage.core import checkpoint
-from shrinkage.core.errors import InputError, StateError, TargetError
+from shrinkage.core.errors import DivergedError, InputError, StateError, TargetError
 from shrinkage.core.hold import Held, Holder, bit_mask, clear
 from shrinkage.core.hooks import OptimizerHooks, owners, unwrap_optimizer
 from shrinkage.core.options import TARGETED, Options, check_options
@@ -171,7 +171,7 @@ class Sparsifier:
         Raises:
             TargetError: if the ramp has not ended, or the zeros, or the multiply–accumulates that are left, are not
                 what was asked for.
-            StateError: if a weight is NaN or infinite, or the method was never attached.
+            DivergedError: if a weight is NaN or infinite, or the method was never attached.
         """
         self._need_attached("finalize()")
         self._check_weights()
@@ -356,7 +356,7 @@ class Sparsifier:
         """Not for users: what a wrapped closure returns."""
         if isinstance(loss, Tensor) and loss.device.type == "cpu" and not bool(torch.isfinite(loss).all()):
             self._check_weights()
-            raise StateError(f"the loss is {loss.item()} at step {self._step}; lower the learning rate")
+            raise DivergedError(f"the loss is {loss.item()} at step {self._step}; lower the learning rate")
         return loss if self._holder is not None else self._solver.closure_value(optimizer, loss)
 
     def state_loaded(self, optimizer: Optimizer) -> None:
@@ -393,7 +393,7 @@ class Sparsifier:
     def _check_weights(self) -> None:
         for slot in self._slots:
             if not bool(torch.isfinite(slot.parameter).all()):
-                raise StateError(
+                raise DivergedError(
                     f"{slot.name!r} holds NaN or infinite weights at step {self._step}: the training has diverged; "
                     "lower the learning rate or clip the gradients"
                 )

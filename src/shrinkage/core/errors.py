@@ -22,6 +22,10 @@ class StateError(ShrinkageError, RuntimeError):
     """A call that would be right at another time, such as ``finalize()`` before the last step."""
 
 
+class DivergedError(StateError):
+    """The training has left the finite numbers: a loss, a weight or a score is NaN or infinite."""
+
+
 class TargetError(StateError):
     """The sparsity that was asked for was not reached, or cannot be."""
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 
 from shrinkage.core.dial import Dial, Pool
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import DivergedError, InputError, StateError
 from shrinkage.core.granularity import wide
 from shrinkage.core.masked import check_target
 from shrinkage.core.options import STEERED, Options
@@ -218,7 +218,7 @@ class LatentSolver:
         """Choose anew which units are zero, and write the effective weights.
 
         Raises:
-            StateError: if a latent weight or a score has become NaN or infinite.
+            DivergedError: if a latent weight or a score has become NaN or infinite.
         """
         self._choose(step, share)
         self._write(range(len(self._slots)))
@@ -245,7 +245,7 @@ class LatentSolver:
         (name, *_) = (
             slot.name for slot, score in zip(self._slots, scores, strict=True) if not bool(score.isfinite().all())
         )
-        raise StateError(
+        raise DivergedError(
             f"the latent weights of {name!r}, or their scores, are NaN or infinite at step {step}: the training has "
             "diverged; lower the learning rate or clip the gradients"
         )

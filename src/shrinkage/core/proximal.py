@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from shrinkage.core.dial import Dial
-from shrinkage.core.errors import StateError
+from shrinkage.core.errors import DivergedError
 from shrinkage.core.hold import INTS, Held, Holder
 from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull
@@ -122,7 +122,7 @@ class SteeredProximal:
         """Remember the sizes, and zero what ``share`` of the target asks for.
 
         Raises:
-            StateError: if a weight has become NaN or infinite.
+            DivergedError: if a weight has become NaN or infinite.
         """
         if step % self._interval and (share < 1.0 or self._full):
             return
@@ -290,11 +290,11 @@ class SteeredProximal:
     def _refuse(self, step: int) -> NoReturn:
         for slot in self._slots:
             if not bool(torch.isfinite(slot.parameter).all()):
-                raise StateError(
+                raise DivergedError(
                     f"{slot.name!r} holds NaN or infinite weights at step {step}: the training has "
                     "diverged; lower the learning rate or clip the gradients"
                 )
-        raise StateError(f"at step {step} every selected weight is zero, or too large to square")
+        raise DivergedError(f"at step {step} every selected weight is zero, or too large to square")
 
     def state_dict(self) -> dict[str, Any]:
         """The memory of sizes and their unit, and who is held."""

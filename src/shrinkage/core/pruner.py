@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from shrinkage.core.budget import has_target
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.core.hold import bit_mask, clear
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
@@ -67,7 +67,7 @@ class Pruner(ABC):
 
         Raises:
             InputError: for a target that cannot be, nothing to select, or data that is missing.
-            StateError: if a weight or a score is NaN or infinite.
+            DivergedError: if a weight or a score is NaN or infinite.
             TargetError: if the count of zeros is not what was asked for.
         """
         name = type(self).__name__
@@ -77,7 +77,7 @@ class Pruner(ABC):
         weights = plan.weights(model)
         for key, weight in weights.items():
             if not bool(torch.isfinite(weight).all()):
-                raise StateError(f"{key!r} holds NaN or infinite weights: {name} cannot rank them")
+                raise DivergedError(f"{key!r} holds NaN or infinite weights: {name} cannot rank them")
         with random_state_kept(model):
             scores = [score.detach() for score in self.scores(model, plan, batches, loss)]
         for (key, shape), score in zip(plan.shapes.items(), scores, strict=True):
@@ -86,7 +86,9 @@ class Pruner(ABC):
                     f"{name}.scores() gave shape {tuple(score.shape)} for {key!r}, whose units are {shape}"
                 )
             if not bool(torch.isfinite(score).all()):
-                raise StateError(f"{name} found scores of {key!r} that are NaN or infinite; look at its data and loss")
+                raise DivergedError(
+                    f"{name} found scores of {key!r} that are NaN or infinite; look at its data and loss"
+                )
         sizes = plan.sizes(dict(weights))
         if self.per_cost:
             scores = plan.per_cost(scores)

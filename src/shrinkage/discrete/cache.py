@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.discrete.chain import Chain, Stage
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -79,7 +79,9 @@ class Cache:
         self._columns: list[tuple[Tensor, Tensor]] | None = None
         self.refresh()
         if not math.isfinite(self.total):
-            raise StateError(f"the loss is {self.total}: check the data, the scale of the layers and the temperature")
+            raise DivergedError(
+                f"the loss is {self.total}: check the data, the scale of the layers and the temperature"
+            )
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.noiseout.correlation import Moments
 from shrinkage.noiseout.foldable import Group, Reader
 from shrinkage.noiseout.watch import Seen, watching
@@ -51,7 +51,7 @@ def measure(
         raise InputError("NoiseOut looks at data: pass inputs, or pairs (x, y), such as prune([(x, y)], neurons=8)")
     for group, reader, sums in pairs:
         if not bool(torch.isfinite(sums.mean).all()):
-            raise StateError(f"layer {group.name!r} has activations that are NaN or infinite on these batches")
+            raise DivergedError(f"layer {group.name!r} has activations that are NaN or infinite on these batches")
         if sums.count < _LEAST:
             raise InputError(
                 f"layer {reader.path!r}, which reads the {len(group.sets)} neurons of {group.name!r}, saw {sums.count} "

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.noiseout.shrunk import Round, Shrunk
 
 Train = Callable[[nn.Module], object]
@@ -109,5 +109,5 @@ def number(value: object) -> float:
     except (TypeError, ValueError) as error:
         raise InputError(f"score returned {type(value).__name__}; return one number, such as the accuracy") from error
     if not math.isfinite(found):
-        raise StateError(f"score returned {found}: the training has diverged, or there is no held-out data")
+        raise DivergedError(f"score returned {found}: the training has diverged, or there is no held-out data")
     return found

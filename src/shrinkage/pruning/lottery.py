@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from shrinkage.core import checkpoint
 from shrinkage.core.budget import has_target
 from shrinkage.core.driver import Round, Train, check_beginning
-from shrinkage.core.errors import InputError, StateError, TargetError
+from shrinkage.core.errors import DivergedError, InputError, StateError, TargetError
 from shrinkage.core.hold import bit_mask, clear
 from shrinkage.core.options import Options, check_options
 from shrinkage.core.plan import Plan
@@ -250,7 +250,7 @@ class LotteryTicket:
     def _check_weights(self, progress: _Progress, model: nn.Module, index: int) -> None:
         for name, weight in progress.plan.weights(model).items():
             if not bool(torch.isfinite(weight).all()):
-                raise StateError(
+                raise DivergedError(
                     f"{name!r} holds NaN or infinite weights after round {index}: the training has diverged; "
                     "lower the learning rate or clip the gradients"
                 )

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from shrinkage.core.errors import InputError, require
+from shrinkage.core.errors import InputError, StateError, require
 from shrinkage.reproduce import entrants, tasks
 from shrinkage.reproduce.parts import Part
 from shrinkage.reproduce.run import run
@@ -119,7 +120,7 @@ class Campaign:
     def _paired(self, chosen: dict[str, tuple[float, float, str]], table: Table) -> Iterable[Trial]:
         first = self._part.methods[0]
         for sparsity in self._part.paired if first in chosen else ():
-            others = [method for method in table.ranking(sparsity) if method in chosen and method != first]
+            others = [method for method in table.others(first, sparsity) if method in chosen]
             for seed in range(self._part.seeds, self._part.paired_seeds):
                 for method in (first, *others[:3]):
                     yield self._trial(method, sparsity, seed, chosen[method])
@@ -159,9 +160,15 @@ class Campaign:
         place = self._place
         name = hashlib.sha256(trial.command.encode()).hexdigest()[:16]
         checkpoint = None if place.checkpoints is None else place.checkpoints / f"{name}.pt"
-        outcome = self._pool.submit(
-            run, trial, place.data_dir, place.device, data_label=place.data_label, checkpoint=checkpoint
-        ).result()
+        try:
+            outcome = self._pool.submit(
+                run, trial, place.data_dir, place.device, data_label=place.data_label, checkpoint=checkpoint
+            ).result()
+        except BrokenProcessPool as error:
+            raise StateError(
+                "a training was killed from outside, perhaps for want of memory: try fewer --processes. The trainings "
+                "that are done are kept"
+            ) from error
         self._results.add(outcome)
         with self._guard:
             self._done += 1

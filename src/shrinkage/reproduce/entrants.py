@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 import shrinkage
 from shrinkage.core.driver import Round
@@ -16,6 +17,7 @@ from shrinkage.core.errors import InputError
 from shrinkage.core.granularity import Weight
 from shrinkage.core.hold import keep_zeros
 from shrinkage.core.pruner import Pruner
+from shrinkage.core.sensitivity import Loss
 from shrinkage.pruning.lottery import Rewind
 from shrinkage.reproduce.ablations import ABLATIONS
 from shrinkage.training.methods import METHODS
@@ -62,15 +64,20 @@ def _living(make: Callable[[nn.Module, float, int, int], Sparsifier]) -> Run:
     return run
 
 
-def _before(make: Callable[[float, int], Pruner], batches: int) -> Run:
-    """A pruner at initialisation, then training with its zeros."""
+def _before(make: Callable[[float, int], Pruner], batches: int, loss: Loss = functional.cross_entropy) -> Run:
+    """A pruner at initialisation, by the loss on so many batches, then training with its zeros."""
 
     def run(training: Training) -> None:
         if training.step == 0:
-            make(training.trial.sparsity, training.trial.seed).prune(training.model, training.batches(batches))
+            make(training.trial.sparsity, training.trial.seed).prune(training.model, training.batches(batches), loss)
         training.train(keep_zeros(training.model).attach)
 
     return run
+
+
+def _tempered(logits: Tensor, labels: Tensor) -> Tensor:
+    """The temperature of GraSP's authors, which makes the outputs of a fresh classifier alike."""
+    return functional.cross_entropy(logits / 200, labels)
 
 
 def _after(training: Training) -> None:
@@ -115,7 +122,8 @@ ENTRANTS: Mapping[str, Entrant] = {
     "dense": Entrant("Dense", lambda training: training.train()),
     "halo": _row("halo", recipe=2),
     "halo-paper": Entrant(
-        "HALO, the paper's form", _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4))
+        "HALO, the paper's form, ξ = 3·10⁻⁵, ψ = 10⁻⁴",
+        _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4)),
     ),
     **{
         f"halo-{name}": Entrant(f"HALO, {title}", _living(lambda *target, make=make: make(*target[:3])))
@@ -140,7 +148,7 @@ ENTRANTS: Mapping[str, Entrant] = {
         "Random", _before(lambda sparsity, seed: shrinkage.Random(sparsity, seed=seed, distribution="erk"), 0)
     ),
     "snip": Entrant("SNIP", _before(lambda sparsity, seed: shrinkage.SNIP(sparsity), 10)),
-    "grasp": Entrant("GraSP", _before(lambda sparsity, seed: shrinkage.GraSP(sparsity), 10)),
+    "grasp": Entrant("GraSP", _before(lambda sparsity, seed: shrinkage.GraSP(sparsity), 10, _tempered), recipe=2),
     "synflow": Entrant("SynFlow", _before(lambda sparsity, seed: shrinkage.SynFlow(sparsity), 1)),
 }
 """The methods by the name that ``--method`` takes."""

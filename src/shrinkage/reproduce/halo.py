@@ -43,17 +43,12 @@ def reproduce(
             raise InputError(f"there is no part {name!r}; did you mean {near!r}? ({', '.join(PARTS)})")
     deadline = None if limit is None else time.monotonic() + limit
     tables = {}
-    if place.checkpoints is not None:
-        try:
-            place.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{place.checkpoints} cannot be written: {error.strerror}") from error
     for name in names:
         part = PARTS[name]
         tell(f"{name}: {tasks.find(part.task).title}")
         with Results(out / f"{name}.jsonl", tell, name_of(place.device), place.data_label) as results:
             table = Campaign(part, place, results, tell, deadline).run()
-        if table.outcomes:
+        if any(cell.scores for (_, sparsity), cell in table.cells.items() if sparsity):
             accuracy_plot(table, part.methods[0], tasks.find(part.task).title, out / f"{name}.svg")
         tables[name] = table
     if place.checkpoints is not None:

@@ -48,11 +48,11 @@ class Lines:
             try:
                 found = json.loads(line)
                 mine = found["origin"] == self._origin
-                key = _key(found["settings"])
+                key, outcome = _key(found["settings"]), found["outcome"]
             except (ValueError, KeyError, TypeError):
-                mine, key = False, ""
+                mine, key, outcome = False, "", {}
             if mine:
-                self._known[key] = found["outcome"]
+                self._known[key] = outcome
             else:
                 unused += 1
         if unused:

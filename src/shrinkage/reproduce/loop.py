@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shrinkage.core.errors import StateError
+from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.core.files import write
 from shrinkage.data import Data
 from shrinkage.data.loader import permutation
@@ -38,7 +37,8 @@ class Training:
         trial: the settings.
         data: of its task.
         device: to train on.
-        recipe: see :func:`~shrinkage.reproduce.entrants.recipe`; a state saved under another is not gone on from.
+        origin: what else decides the training, such as its recipe, the device and what the data is; a state saved under
+            another is not gone on from.
         checkpoint: file for the state of a training that may be interrupted; None: it is not saved. For a single
             training: where a method trains several times, it must not be.
         every: epochs from one saved state to the next.
@@ -55,13 +55,13 @@ class Training:
         trial: Trial,
         data: Data,
         device: torch.device,
-        recipe: str = "",
+        origin: Sequence[str | None] = (),
         checkpoint: Path | None = None,
         every: int = 10,
     ) -> None:
         self.trial, self.task = trial, tasks.find(trial.task)
         self._data, self._device = tasks.on(data, device), device
-        self._recipe, self._checkpoint, self._every = recipe, checkpoint, every
+        self._given_origin, self._checkpoint, self._every = list(origin), checkpoint, every
         torch.manual_seed(trial.seed)
         self.model: nn.Module = build(self.task.model, data).to(device)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,7 +99,8 @@ class Training:
             steps: length of the schedule; by default the whole budget.
 
         Raises:
-            StateError: if the loss becomes NaN or infinite.
+            DivergedError: if the loss or a weight has become NaN or infinite; they are looked at every 200 steps and at
+                the end.
         """
         length = self.steps if steps is None else steps
         trial = self.trial
@@ -123,13 +124,22 @@ class Training:
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             self.step += 1
-            if self.step % _CHECK_EVERY == 0 and not bool(torch.isfinite(loss)):
-                raise StateError(f"the loss is {loss.item()} at step {self.step}: lr={trial.lr:g} is too high")
+            if self.step % _CHECK_EVERY == 0:
+                self._check(loss)
             if self._checkpoint is not None and self.step % (self._every * self.epoch_steps) == 0:
                 self._save(optimizer, state(), time.perf_counter() - began)
+        if first < length:
+            self._check(loss)
         if self._fast:
             torch.cuda.synchronize(self._device)
         self.seconds += time.perf_counter() - began
+
+    def _check(self, loss: Tensor) -> None:
+        if not bool(torch.isfinite(loss)) or not all(bool(each.isfinite().all()) for each in self.model.parameters()):
+            raise DivergedError(
+                f"the loss is {loss.item():g} at step {self.step}, or a weight is NaN or infinite: "
+                f"lr={self.trial.lr:g} is too high"
+            )
 
     def _at(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step; a function of (seed, step) only."""
@@ -162,6 +172,10 @@ class Training:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
+        try:
+            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self._checkpoint.parent} cannot be made: {error.strerror}") from error
         write(self._checkpoint, buffer.getvalue())
 
     def _restore(self, checkpoint: Path) -> None:
@@ -170,16 +184,18 @@ class Training:
             state = torch.load(checkpoint, map_location=self._device, weights_only=True)
             if state["origin"] != self._origin:
                 return
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
+            model, optimizer, method = state["model"], state["optimizer"], state["method"]
+            step, seconds = state["step"], state["seconds"]
+        except Exception:  # a damaged file raises whatever its bytes happen to mean
             return
-        self.model.load_state_dict(state["model"])
-        self._optimizer_state, self.saved = state["optimizer"], state["method"]
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.model.load_state_dict(model)
+        self._optimizer_state, self.saved = optimizer, method
+        self.step, self.seconds = step, seconds
 
     @property
     def _origin(self) -> dict[str, Any]:
         """What a saved state must agree in."""
-        return {"command": self.trial.command, "recipe": self._recipe, "device": self._device.type, **versions()}
+        return {"command": self.trial.command, "given": self._given_origin, **versions()}
 
 
 @contextlib.contextmanager

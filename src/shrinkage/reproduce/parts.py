@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shrinkage.reproduce.ablations import ABLATIONS
 
-_PENALTIES = ("lasso", "sws", "mcp", "bridge")
+_PENALTIES = ("lasso", "mcp", "bridge")  # SWS, steered, is the lasso
 _AT_START = ("random", "snip", "grasp", "synflow")
 _MOVING = ("set", "rigl", "str", "soft-topk", "movement")
 _TICKETS = ("lottery-weights", "lottery-lr")

@@ -1,4 +1,7 @@
-"""Accuracy against sparsity: one curve a method, the judged one and the best others in colour."""
+"""Accuracy against sparsity: one curve a method, the judged one and the best others in colour.
+
+A cross lies on the means of methods of which some trainings failed.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def _draw(axes: Any, table: Table, first: str) -> None:
     colours = {first: _FIRST, **dict(zip(ranked, _OTHERS, strict=False))}
     named: list[tuple[float, str, str]] = []
     low, high = _window(table)
+    below = 0
     for method in [*reversed(ranked), first]:
         cells = [table.cells.get((method, sparsity)) for sparsity in sparsities]
         there = [(place, cell) for place, cell in zip(places, cells, strict=True) if cell is not None and cell.scores]
@@ -47,6 +51,7 @@ def _draw(axes: Any, table: Table, first: str) -> None:
             continue
         colour = colours.get(method, _REST)
         aside = 0.02 * (list(colours).index(method) if method in colours else 0)  # bars beside each other can be told
+        below += all(cell.mean < low for _, cell in there)
         axes.errorbar(
             [place + aside for place, _ in there],
             [cell.mean for _, cell in there],
@@ -64,6 +69,12 @@ def _draw(axes: Any, table: Table, first: str) -> None:
     if dense is not None and dense.scores:
         axes.axhline(dense.mean, color=_DENSE, linestyle=":", linewidth=1)
         named.append((dense.mean, "dense", _DENSE))
+    for method, sparsity in table.cells:
+        cell = table.cells[method, sparsity]
+        if sparsity and cell.failures and cell.scores:
+            axes.plot(sparsities.index(sparsity), cell.mean, "x", color=colours.get(method, _REST), markersize=9)
+    if below:
+        axes.annotate(f"{below} methods lie below", (0.02, 0.02), xycoords="axes fraction", color=_DENSE)
     axes.set_ylim(low, high)
     axes.set_xticks(places, [f"{100 * sparsity:g} %" for sparsity in sparsities])
     axes.set_xlabel("zeros")
@@ -75,7 +86,7 @@ def _window(table: Table) -> tuple[float, float]:
     """From a little under the median method at the highest sparsity to a little over the best of all."""
     means = sorted((cell.mean for cell in table.cells.values() if cell.scores), reverse=True)
     last = [table.cells[method, table.sparsities[-1]].mean for method in table.ranking(table.sparsities[-1])]
-    seen = [mean for mean in last if mean > float("-inf")]
+    seen = sorted((mean for mean in last if mean > float("-inf")), reverse=True)
     low = seen[len(seen) // 2] if seen else means[-1]
     return low - 0.15 * (means[0] - low) - 0.05, means[0] + 0.08 * (means[0] - low) + 0.05
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from shrinkage.core.errors import StateError
+from shrinkage.core.errors import DivergedError, TargetError
 from shrinkage.core.footprint import footprint
 from shrinkage.core.selection import resolve, select
 from shrinkage.reproduce import entrants, tasks
@@ -56,17 +56,19 @@ def run(
 
     Raises:
         InputError: if something is wrong with the settings or the data.
+        StateError: if a state cannot be saved.
     """
     method = entrants.find(trial.method)
     failure, score = None, None
     with one_thread():
         data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
-        training = Training(trial, data, where, entrants.recipe(trial.method), checkpoint if method.resumable else None)
+        origin = [entrants.recipe(trial.method), name_of(where), data_label]
+        training = Training(trial, data, where, origin, checkpoint if method.resumable else None)
         try:
             method.run(training)
             judged_on = (data.validation if trial.validation else None) or data.test
             score = accuracy(training.model.eval(), judged_on, data.prepare)
-        except StateError as error:  # TargetError is one
+        except (DivergedError, TargetError) as error:
             failure = str(error)
         model = training.model.cpu()
         weights = resolve(model, [item.name for item in select(model)])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from shrinkage.core.errors import InputError
+from shrinkage.core.errors import InputError, StateError
 from shrinkage.core.files import lock, write
 from shrinkage.reproduce.entrants import ENTRANTS, recipe
 from shrinkage.reproduce.trial import Outcome, Trial, parse
@@ -79,12 +79,21 @@ class Results:
         return len(self._known)
 
     def add(self, outcome: Outcome) -> None:
-        """Keep an outcome: it is on the disk when this returns."""
+        """Keep an outcome: it is on the disk when this returns.
+
+        Raises:
+            StateError: if it cannot be written; a half-written line is found the next time.
+        """
         with self._guard:
+            try:
+                self._file.write(outcome.to_json() + "\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise StateError(
+                    f"{self._path} cannot be written: {error.strerror}; free some space and go on"
+                ) from error
             self._known[outcome.trial] = outcome
-            self._file.write(outcome.to_json() + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
 
     def _mend(self, broken: list[str]) -> None:
         """Move broken lines to a file of their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +39,19 @@ class Cell:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean; None for fewer than two."""
+        """Standard error of the mean; None for fewer than two. Of two it says next to nothing, and is not printed."""
         return _error(list(self.scores.values()))
+
+    @property
+    def trainings(self) -> int:
+        """How many there are, of whatever outcome."""
+        return len(self.scores) + len(self.failures)
 
     def __str__(self) -> str:
         if not self.scores:
             return f"failed ({len(self.failures)})"
-        text = f"{self.mean:.2f}" + ("" if self.error is None else f" ± {self.error:.2f}")
-        return text + (f" ({len(self.failures)} failed)" if self.failures else "")
+        spread = "" if self.error is None or len(self.scores) < 3 else f" ± {self.error:.2f}"
+        return f"{self.mean:.2f}{spread}" + (f" ({len(self.failures)} failed)" if self.failures else "")
 
 
 class Table:
@@ -82,9 +88,11 @@ class Table:
     def methods(self) -> list[str]:
         """By mean accuracy at the highest sparsities, best first; the dense network first of all."""
         found = {method for method, _ in self.cells if method != "dense"}
+        missing = (sys.maxsize, 0.0)  # comes last
 
         def score(method: str) -> list[tuple[int, float]]:
-            return [self.cells[method, s].place for s in reversed(self.sparsities) if (method, s) in self.cells]
+            cells = [self.cells.get((method, sparsity)) for sparsity in reversed(self.sparsities)]
+            return [missing if cell is None else cell.place for cell in cells]
 
         return [*(["dense"] if ("dense", 0.0) in self.cells else []), *sorted(found, key=score)]
 
@@ -93,17 +101,20 @@ class Table:
         there = [(cell.place, method) for (method, s), cell in self.cells.items() if s == sparsity]
         return [method for _, method in sorted(there)]
 
+    def others(self, method: str, sparsity: float) -> list[str]:
+        """The ranking without a method and its variants, which are named ``METHOD-…``."""
+        return [name for name in self.ranking(sparsity) if name != method and not name.startswith(f"{method}-")]
+
     def lead(self, method: str, sparsity: float) -> tuple[str, float, float | None, int] | None:
         """The best other method at a sparsity, and by how much ``method`` is ahead of it on the same seeds.
 
-        Variants of the method itself, named ``METHOD-…``, are no others. The other is chosen by these same outcomes,
-        which flatters it.
+        The other is chosen by these same outcomes, which flatters it. Trainings that failed are in no pair.
 
         Returns:
             The other, the mean paired difference in points, its standard error, and the number of pairs; None if
             there is no pair.
         """
-        others = [name for name in self.ranking(sparsity) if name != method and not name.startswith(f"{method}-")]
+        others = self.others(method, sparsity)
         mine = self.cells.get((method, sparsity))
         if mine is None or not others:
             return None
@@ -137,14 +148,38 @@ class Table:
                 spread = "" if error is None else f" ± {error:.2f}"
                 said.append(
                     f"{100 * sparsity:g} %: {entrants.find(first).title} over {entrants.find(other).title}, the best "
-                    f"other: {difference:+.2f}{spread} points ({pairs} pairs)"
+                    f"other: {difference:+.2f}{spread} points ({pairs} pairs){self._left_out(first, other, sparsity)}"
                 )
-        counts = sorted({len(cell.scores) + len(cell.failures) for cell in self.cells.values()})
-        if len(counts) > 1:
-            said.append(f"not all means are of as many trainings: of {counts[0]} to {counts[-1]}")
+        said += self._numbers()
         if remark := mixed(self.outcomes):
             said.append(remark)
         return said
+
+    def _left_out(self, first: str, other: str, sparsity: float) -> str:
+        """What failed of the two, and who would be the best other by the mean of those that did not fail."""
+        said = ""
+        for name in (first, other):
+            if failed := len(self.cells[name, sparsity].failures):
+                said += f"; {failed} of {self.cells[name, sparsity].trainings} of {entrants.find(name).title} failed"
+        best = max(self.others(first, sparsity), key=lambda name: self.cells[name, sparsity].mean)
+        if best != other and self.cells[best, sparsity].mean > self.cells[other, sparsity].mean:
+            cell = self.cells[best, sparsity]
+            title, failed = entrants.find(best).title, len(cell.failures)
+            said += f"; {title}, of which {failed} failed, is passed over with {cell.mean:.2f}"
+        return said
+
+    def _numbers(self) -> list[str]:
+        """How many trainings a mean is of, where that differs."""
+        usual = statistics.mode(cell.trainings for cell in self.cells.values())
+        others: dict[int, list[str]] = {}
+        for (method, sparsity), cell in self.cells.items():
+            if cell.trainings != usual:
+                place = f"{entrants.find(method).title}" + (f" at {100 * sparsity:g} %" if sparsity else "")
+                others.setdefault(cell.trainings, []).append(place)
+        if not others:
+            return []
+        exceptions = "; ".join(f"{count}: {', '.join(places)}" for count, places in sorted(others.items()))
+        return [f"means are of {usual} trainings, but of {exceptions}"]
 
     def __str__(self) -> str:
         header, rows = self.rows()
@@ -160,7 +195,7 @@ class Table:
                 "" if cell is None else f"**{cell}**" if best[sparsity] == title else cell
                 for cell, sparsity in zip(cells, self.sparsities, strict=True)
             ]
-            lines.append(f"| {title} | " + " | ".join(marked) + " |")
+            lines.append(f"| {str(title).replace('|', chr(92) + '|')} | " + " | ".join(marked) + " |")
         return "\n".join(lines)
 
 

@@ -51,9 +51,10 @@ class Trial:
         if not (self.sparsity == 0 if dense else 0 < self.sparsity < 1):
             wanted = "0 for the dense network" if dense else "between 0 and 1 (0.95 for 95 %)"
             raise InputError(f"sparsity must be {wanted}, got {self.sparsity}")
-        for name, low in (("lr", 0.0), ("weight_decay", -1e-12), ("epochs", 0), ("seed", -1)):
+        bounds = (("lr", 0.0, math.inf), ("weight_decay", -1e-12, math.inf), ("epochs", 0, 1e6), ("seed", -1, 1 << 31))
+        for name, low, high in bounds:
             value = getattr(self, name)
-            if not low < value < math.inf:
+            if not low < value < high:
                 raise InputError(f"{name} is out of its range: {value}")
 
     @property
@@ -102,10 +103,17 @@ class Outcome:
     recipe: str
     layers: dict[str, tuple[int, int]]
 
+    @property
+    def command(self) -> str:
+        """What to type to run it again, beside ``--data-dir``."""
+        kind = [] if self.device == "cpu" else ["--device", "cuda"]
+        label = [] if self.data_label is None else ["--data-label", self.data_label]
+        return shlex.join([*shlex.split(self.trial.command), *kind, *label])
+
     def to_json(self) -> str:
         """One line."""
         content = dataclasses.asdict(self)
-        return json.dumps({"command": self.trial.command, **content})
+        return json.dumps({"command": self.command, **content})
 
 
 def parse(line: dict[str, Any]) -> Outcome:
@@ -115,7 +123,9 @@ def parse(line: dict[str, Any]) -> Outcome:
         ValueError, KeyError, TypeError, AttributeError: if it is something else.
     """
     content = dict(line)
-    if content.pop("command") != (trial := Trial(**content.pop("trial"))).command:
-        raise ValueError("the command does not belong to the settings")
+    command, trial = content.pop("command"), Trial(**content.pop("trial"))
     layers = {name: (zeros, units) for name, (zeros, units) in content.pop("layers").items()}
-    return Outcome(trial=trial, layers=layers, **content)
+    outcome = Outcome(trial=trial, layers=layers, **content)
+    if command != outcome.command:
+        raise ValueError("the command does not belong to the settings")
+    return outcome

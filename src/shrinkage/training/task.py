@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-from shrinkage.core.errors import StateError
+from shrinkage.core.errors import DivergedError
 from shrinkage.data import Data
 from shrinkage.deploy.surgery import reshape_like
 from shrinkage.training.config import RunConfig
@@ -100,7 +100,7 @@ class Classifier(LightningModule):
         step = self.current_epoch * len(self._losses) + int((~finite).nonzero()[0])
         broken = [name for name, weight in self.model.named_parameters() if not weight.isfinite().all()]
         where = f"; the first layer with broken weights is {broken[0]!r}" if broken else ""
-        raise StateError(
+        raise DivergedError(
             f"the loss is NaN or infinite at optimiser step {step}{where}. The training has diverged: lower the "
             f"learning rate (now {self._config.lr:g}) or check the data"
         )
