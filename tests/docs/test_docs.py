@@ -1,6 +1,7 @@
 """The documentation says what is there: names, code on its pages, examples, and what it is cited by."""
 
 import importlib
+import itertools
 import json
 import pkgutil
 import re
@@ -14,6 +15,9 @@ import pytest
 import shrinkage
 from shrinkage.core.engine import Sparsifier
 from shrinkage.core.pruner import Pruner
+from shrinkage.reproduce.entrants import find
+from shrinkage.reproduce.store import load
+from shrinkage.reproduce.tables import Table
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts)
@@ -121,6 +125,19 @@ def test_the_readmes_trained_networks_are_the_measured_ones():
         )
         smaller = f"{size['exact']:,} ({size['dense'] / size['exact']:.1f} ×)"
         assert f"| {what} | {smaller} | {' / '.join(speeds)} |" in text
+
+
+def test_the_readmes_comparison_is_the_measured_one_and_leaves_out_no_rival_that_came_near():
+    table = Table(load(ROOT / "results/halo/mnist.jsonl"))
+    header, rows = table.rows()
+    cells = {row[0]: " | ".join(cell or "" for cell in row[1:]) for row in rows}
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = lines.index("| " + " | ".join(header) + " |") + 2
+    shown = list(itertools.takewhile(lambda line: line.startswith("| "), lines[start:]))
+    titles = [line.split(" | ")[0].removeprefix("| ") for line in shown]
+    assert shown == [f"| {title} | {cells[title]} |" for title in titles]
+    near = {method for sparsity in table.sparsities for method in table.ranking(sparsity)[:2]}
+    assert {find(method).title for method in [*near, "halo", "halo-paper", "dense"]} <= set(titles)
 
 
 def test_the_readmes_figures_are_the_measured_ones():
