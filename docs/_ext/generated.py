@@ -216,7 +216,8 @@ class Comparison(SphinxDirective):
         plot = os.path.relpath(path.with_suffix(".svg"), Path(self.env.doc2path(self.env.docname)).parent)
         remarks = [f"- {remark}" for remark in table.remarks(PARTS[name].methods[0])]
         head = ["| | learning rate | weight decay | schedule |", "| --- | ---: | ---: | --- |"]
-        text = [table.markdown(), "", *remarks, "", f"![Accuracy by sparsity]({plot})", "", *head, *chosen]
+        lines = table.markdown().replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+        text = [lines, "", *remarks, "", f"![Accuracy by sparsity]({plot})", "", *head, *chosen]
         return self.parse_text_to_nodes("\n".join(text))
 
 
