@@ -122,6 +122,7 @@ class LatentSolver:
         self._dial: Dial | None = None
         self._latents: list[Tensor] = []
         self._choices: list[Choice] = []
+        self._written: list[Tensor] = []  # the weights as they were left
         self._inside: set[Optimizer] = set()  # those whose Parameters hold latent weights at this moment
         self._clock: Optimizer | None = None
 
@@ -142,6 +143,7 @@ class LatentSolver:
             Choice(torch.ones(slot.unit_shape, dtype=torch.bool, device=slot.parameter.device), None, -1.0)
             for slot in slots
         ]
+        self._written = [slot.parameter.detach().clone() for slot in slots]
         self._inside = set()
         self.form.start(slots)
 
@@ -182,10 +184,9 @@ class LatentSolver:
 
         Values are compared, since what is written through ``.data`` leaves no other trace.
         """
-        weight, latent = self._slots[index].parameter.detach(), self._latents[index]
-        effective = self._effective(index).to(weight.dtype)
-        if not torch.equal(weight, effective):
-            latent.copy_(torch.where(weight == effective, latent, weight))
+        weight, latent, written = self._slots[index].parameter.detach(), self._latents[index], self._written[index]
+        if not torch.equal(weight, written):
+            latent.copy_(torch.where(weight == written, latent, weight))
 
     def _turn_gradients(self, own: list[int], scale: Tensor | None) -> None:
         slots, latents = [self._slots[i] for i in own], [wide(self._latents[i]) for i in own]
@@ -277,6 +278,7 @@ class LatentSolver:
         for i in indices:
             weight = self._slots[i].parameter.detach()
             weight.copy_(self._effective(i)).add_(0.0)  # −0.0 + 0.0 is +0.0
+            self._written[i].copy_(weight)
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:
         """The user's loss, as it is."""
@@ -287,7 +289,7 @@ class LatentSolver:
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By effective size: the chosen units are zero already. From here on survivors train from these sizes."""
-        self._latents, self._choices = [], []
+        self._latents, self._choices, self._written = [], [], []
         self.form.finish()
         return by_size(self._slots)
 
@@ -319,9 +321,10 @@ class LatentSolver:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`; the effective weights are written."""
         self._inside = set()
-        self._latents, self._choices = [], []
+        self._latents, self._choices, self._written = [], [], []
         if not state["latents"]:
             return
+        self._written = [slot.parameter.detach().clone() for slot in self._slots]
         for i, slot in enumerate(self._slots):
             home = slot.parameter.device
             self._latents.append(state["latents"][i].to(home, slot.parameter.dtype, copy=True))
