@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shrinkage.core.errors import InputError
-from shrinkage.core.footprint import trace
+from shrinkage.core.footprint import macs_with, trace
 from shrinkage.core.granularity import Granularity
 from shrinkage.core.selection import Selected, resolve, unwrap
 
@@ -49,7 +49,7 @@ def usage(model: nn.Module, example: Any) -> Usage:
     for module, uses_by_name in notes.uses.items():
         for own_name, uses in uses_by_name.items():
             weight = getattr(module, own_name)
-            total += uses * weight.numel() if isinstance(uses, int) else int(uses.expand_as(weight).sum())
+            total += macs_with(weight, uses)
             if weight in names:  # and not, say, computed from others by a parametrization
                 name = names[weight]
                 weights[name] = weights.get(name, 0) + uses

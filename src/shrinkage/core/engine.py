@@ -171,7 +171,8 @@ class Sparsifier:
         Raises:
             TargetError: if the ramp has not ended, or the zeros, or the multiply–accumulates that are left, are not
                 what was asked for.
-            DivergedError: if a weight is NaN or infinite, or the method was never attached.
+            DivergedError: if a weight is NaN or infinite.
+            StateError: if the method was never attached.
         """
         self._need_attached("finalize()")
         self._check_weights()

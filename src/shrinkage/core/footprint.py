@@ -289,12 +289,13 @@ class Trace:
         for name, uses in found.uses.items():
             path, _, parameter = name.rpartition(".")
             owner = module.get_submodule(path)
-            self.formulas[module] += _macs(getattr(owner, parameter), uses)
+            self.formulas[module] += macs_with(getattr(owner, parameter), uses)
             self.costed.add(owner)
             self.uses[owner][parameter] = self.uses[owner].get(parameter, 0) + uses
 
 
-def _macs(weight: Tensor, uses: int | Tensor) -> int:
+def macs_with(weight: Tensor, uses: int | Tensor) -> int:
+    """Multiply–accumulates of a weight whose entries take part in so many each."""
     return uses * weight.numel() if isinstance(uses, int) else int(uses.expand_as(weight).sum())
 
 
@@ -356,11 +357,10 @@ def _layers(model: nn.Module, trace: Trace) -> Iterator[Layer]:
         macs = effective = trace.others[module]
         for weight_name, uses in trace.uses[module].items():
             weight = getattr(module, weight_name)
+            macs += macs_with(weight, uses)
             if isinstance(uses, int):
-                macs += uses * weight.numel()
                 effective += uses * int(torch.count_nonzero(weight))
             else:
-                macs += int(uses.expand_as(weight).sum())
                 effective += int(((weight != 0) * uses).sum())
         form = module.packed_form() if isinstance(module, KeepsPacked) else _NOTHING
         has_parameters = form.parameters or next(module.parameters(recurse=False), None) is not None
