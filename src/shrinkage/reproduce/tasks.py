@@ -80,7 +80,7 @@ TASKS: Mapping[str, Task] = {
         "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", "sgd", 20, 128, _SGD, (0.2, 2e-4, "flat-cosine"), 0.99, 5000
     ),
     "lenet-5": Task(
-        "LeNet-5 on MNIST", "mnist", "lenet-5", "sgd", 10, 128, _SGD, (0.1, 5e-4, "flat-cosine"), 0.98, 5000
+        "LeNet-5 on MNIST", "mnist", "lenet-5", "sgd", 5, 128, _SGD, (0.1, 5e-4, "flat-cosine"), 0.98, 5000
     ),
     "cnn": Task(
         "ResNet-8 on CIFAR-10 at 16×16", "cifar10", "resnet-8", "sgd", 4, 128, _CIFAR, (0.1, 2e-3, "cosine"), 0.95,
