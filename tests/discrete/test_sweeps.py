@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from discrete_nets import cnn, examples, kept, mlp, total, trainer
-from shrinkage.discrete import CoNNTrA
-from shrinkage.discrete.sweeps import exhaustive, ranked, together
+from shrinkage import models
+from shrinkage.data import load
+from shrinkage.discrete import CoNNTrA, sweeps
+from shrinkage.discrete.sweeps import Memory, exhaustive, ranked, together
 
 
 def naive_exhaustive(net, sites, x, y, generator):
@@ -278,3 +280,39 @@ def test_frozen_weights_stay():
     for name, mask in frozen.items():
         assert torch.equal(net.get_parameter(name)[mask], before[name][mask])
     assert not torch.equal(net[0].weight, before["0.weight"])
+
+
+def test_a_memory_is_a_running_mean_of_finite_gradients():
+    memory, first, second = Memory(), torch.tensor([1.0, 2.0]), torch.tensor([3.0, float("nan")])
+    assert torch.equal(memory.learn([first])[0], first)
+    torch.testing.assert_close(memory.learn([second])[0], torch.tensor([1.2, 1.8]))
+    assert torch.equal(first, torch.tensor([1.0, 2.0]))
+    assert memory.gradients == 2
+    memory.forget()
+    assert torch.equal(memory.learn([second])[0], torch.tensor([3.0, 0.0]))
+
+
+def test_a_memory_that_points_uphill_is_forgotten():
+    net = mlp()
+    x, y = examples(net, 40)
+    method = trainer(net)
+    cache, sites, memory = method.cache(x, y), method.sites(), Memory()
+    before = cache.total
+    memory.learn([-1e6 * gradient for gradient in cache.gradients(sites.parameters())])
+    assert together(cache, sites, torch.Generator().manual_seed(0), memory).moved
+    assert cache.total < before
+
+
+def test_sweeps_of_parts_of_the_examples_do_better_with_a_memory(monkeypatch):
+    data = load("digits", None)
+    x, y = data.prepare(data.train.x), data.train.y
+
+    def error() -> float:
+        torch.manual_seed(0)
+        method = CoNNTrA(models.build("mlp", data), variant="together", seed=0)
+        seen = (x, y)
+        return 100 - method.fit(x, y, 6, batch=700, validation=seen).sweeps[-1].accuracy
+
+    with_it = error()
+    monkeypatch.setattr(sweeps, "_MEMORY", 0.0)
+    assert with_it < 0.7 * error()

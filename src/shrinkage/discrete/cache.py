@@ -119,6 +119,11 @@ class Cache:
         self.total = _sum(self.losses)
 
     @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self._y)
+
+    @property
     def margin(self) -> float:
         """A fall of the total loss that is more than rounding."""
         return _ROUNDING * torch.finfo(self.losses.dtype).eps * max(abs(self.total), 1e-30)

@@ -44,6 +44,7 @@ from shrinkage.discrete import packed as packing
 from shrinkage.discrete.cache import Loss, check_examples
 from shrinkage.discrete.losses import cross_entropy
 from shrinkage.discrete.result import Discretised, Sweep
+from shrinkage.discrete.sweeps import Memory
 from shrinkage.discrete.trainer import Scale, Settings, Start, Trainer, Variant, check_variant
 from shrinkage.discrete.values import ValueSet, value_set
 from shrinkage.formats.bits import pack_bits, unpack_bits
@@ -74,9 +75,9 @@ class CoNNTrA:
         model: ``nn.Sequential`` of ``Linear``, ``Conv2d``, activations, pools, ``BatchNorm``, ``Dropout`` and
             ``Flatten``; changed in place. May be left out where :meth:`run` is used.
         values: the set, 2 to 256 numbers.
-        variant: ``"exhaustive"`` tries every value of every weight. ``"gradient"`` first takes many of the steps that
-            the gradient proposes at once, then tries them one by one, and ``"together"`` leaves it at the former,
-            which costs seconds a sweep.
+        variant: ``"exhaustive"`` tries every value of every weight. ``"gradient"`` first takes many steps at once,
+            against a running mean of gradients that ``fit`` goes on with from sweep to sweep, then tries those that the
+            present gradient proposes one by one. ``"together"`` leaves it at the former, which costs seconds a sweep.
         scale: ``"layer"`` multiplies a layer's values by a factor of its own; None leaves them as they are.
         temperature: what outputs are divided by before the loss. None has it chosen, for the least loss, before and
             after each sweep, with one wrong example more; with a scale a layer it becomes part of the last layer's.
@@ -137,6 +138,7 @@ class CoNNTrA:
         self._progress: _Progress | None = None
         self._sweeps: list[Sweep] = []
         self._trainer: Trainer | None = None
+        self._memory = Memory()  # of what fit() did
         self._frozen: dict[str, Tensor] = {}  # what run() has pruned
         if model is not None:
             self._trainer = Trainer(unwrap(model), self._settings)
@@ -192,7 +194,7 @@ class CoNNTrA:
             generator = self._generator(len(self._sweeps) + 1)
             here = slice(None) if batch is None else torch.randperm(len(x), generator=generator)[:batch]
             values = self._allowed() if self._frozen else None
-            sweep = trainer.sweep(x[here], y[here], generator, variant, values, self._frozen)
+            sweep = trainer.sweep(x[here], y[here], generator, variant, values, self._frozen, self._memory)
             if validation is not None:
                 sweep = Sweep(**{**asdict(sweep), "accuracy": trainer.accuracy(*validation)})
             self._sweeps.append(sweep)
@@ -250,7 +252,7 @@ class CoNNTrA:
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise InputError(f"steps must be a positive whole number of optimiser steps, got {steps!r}")
         progress = self._progress = self._begin(unwrap(model), steps)
-        self._trainer = progress.trainer
+        self._trainer, self._memory = progress.trainer, Memory()
         try:
             while len(progress.rounds) < self._rounds:
                 self._round(model, train, progress, steps)

@@ -8,15 +8,18 @@ Three procedures, none of which ever lets the loss of the given examples rise, a
     the gradient says which neighbouring value would lower the loss, and by how much to first order; only these are
     tried, the largest first. The gradient is computed afresh several times in a sweep.
 *together*
-    k of the gradient's steps, drawn at random, are taken at once if the loss falls; else k shrinks.
+    k of the steps against a running mean of gradients, drawn at random, are taken at once if the loss falls; else k
+    shrinks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from shrinkage.discrete.cache import Cache
 from shrinkage.discrete.sites import Sites
@@ -25,7 +28,8 @@ _SHARE, _FIRST = 0.01, 16  # together to begin with: this share of all weights, 
 _SMALLEST = 4  # fewer weights are better tried one by one
 _ROUNDS = 32  # gradients in a sweep, and how often what single trials have come to is checked
 _FEWEST = 64  # weights that are worth a check
-_TRIES = 100  # loss evaluations of steps taken together, at most
+_TRIES = 40  # loss evaluations of steps taken together, at most
+_MEMORY = 0.9  # weight of the gradients before in the running mean
 
 
 @dataclass
@@ -137,23 +141,74 @@ def ranked(cache: Cache, sites: Sites, rounds: int = _ROUNDS) -> Count:
     return count
 
 
-def together(cache: Cache, sites: Sites, generator: torch.Generator, tries: int = _TRIES) -> Count:
-    """Take many steps of the gradient at once, as long as that lowers the loss.
+class Memory:
+    """What steps that are taken together know from the steps and sweeps before.
+
+    The sign of a single gradient says little about a weight that it hardly moves, and less about other examples; the
+    sign of a running mean is steadier. On 10,000 MNIST images, in 10 sweeps of 5,000, the error on others was 7.3 %
+    without a memory and 4.9 % with it.
+
+    Attributes:
+        slopes: running mean of the gradients of the mean loss, one tensor a site; None before the first.
+        many: how many steps to take at once; None before the first.
+        gradients: how many are in the mean.
+    """
+
+    def __init__(self) -> None:
+        self.many: int | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin a new mean."""
+        self.slopes: list[Tensor] | None = None
+        self.gradients = 0
+
+    def learn(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Take gradients into the mean, and return it. What is not finite counts as zero."""
+        clean = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in gradients]
+        if self.slopes is None:
+            self.slopes = clean
+        else:
+            pairs = zip(self.slopes, clean, strict=True)
+            self.slopes = [slope.to(gradient).lerp_(gradient, 1 - _MEMORY) for slope, gradient in pairs]
+        self.gradients += 1
+        return self.slopes
+
+
+def together(
+    cache: Cache, sites: Sites, generator: torch.Generator, memory: Memory | None = None, tries: int = _TRIES
+) -> Count:
+    """Take many steps at once, against the running mean of the gradients, as long as that lowers the loss.
 
     A line search over how many: the number grows by 30 % when the loss falls, and shrinks by as much when it does not.
-    Which ones are taken is drawn evenly from all that the gradient proposes. (Those with the largest fall lie in few
-    neurons and hinder each other: on 4,000 MNIST images the mean loss came from 2.34 to 1.74, and to 1.28 by drawing.)
+    Which ones are taken is drawn evenly from all that are proposed. (Those with the largest fall lie in few neurons and
+    hinder each other: on 4,000 MNIST images the mean loss came from 2.34 to 1.74, and to 1.28 by drawing.) Where not
+    even a few help, the mean is begun anew; where that does not help either, it ends.
+
+    Args:
+        cache: of the examples.
+        sites: the weights.
+        generator: to draw by.
+        memory: of the sweeps before, to be added to.
+        tries: loss evaluations at most.
     """
     count, total = Count(), cache.total
-    many = max(_FIRST, int(_SHARE * len(sites)))
+    memory = memory or Memory()
+    many = memory.many or max(_FIRST, int(_SHARE * len(sites)))
     proposal = None
-    while many >= _SMALLEST and count.together < tries:
+    while count.together < tries:
         if proposal is None:
-            proposal = sites.steps(cache.gradients(sites.parameters()))
+            gradients = cache.gradients(sites.parameters())
+            proposal = sites.steps(memory.learn([gradient / cache.examples for gradient in gradients]))
             count.gradients += 1
         numbers, _, targets = proposal
-        if not len(numbers):
-            break
+        if many < _SMALLEST or not len(numbers):
+            many = _FIRST
+            if memory.gradients == 1:  # it was the gradient of these very weights
+                break
+            memory.forget()
+            proposal = None
+            continue
         chosen = torch.randperm(len(numbers), generator=generator)[:many].numpy()
         before = sites.write(numbers[chosen], targets[chosen])
         count.together += 1
@@ -165,5 +220,6 @@ def together(cache: Cache, sites: Sites, generator: torch.Generator, tries: int 
         else:
             sites.write(numbers[chosen], before)
             many = int(many / 1.3)
+    memory.many = max(many, _FIRST)
     cache.refresh()
     return count

@@ -16,7 +16,7 @@ from shrinkage.discrete.cache import Cache, Loss
 from shrinkage.discrete.chain import Chain, Stage, chain
 from shrinkage.discrete.result import Sweep
 from shrinkage.discrete.sites import Site, Sites
-from shrinkage.discrete.sweeps import exhaustive, ranked, together
+from shrinkage.discrete.sweeps import Memory, exhaustive, ranked, together
 from shrinkage.discrete.values import ValueSet
 
 Variant = Literal["gradient", "exhaustive", "together"]
@@ -155,6 +155,7 @@ class Trainer:
         variant: Variant | None = None,
         values: ValueSet | None = None,
         frozen: Mapping[str, Tensor] | None = None,
+        memory: Memory | None = None,
     ) -> Sweep:
         """Look at every weight once.
 
@@ -165,6 +166,7 @@ class Trainer:
             variant: another one than that of the settings.
             values: see :meth:`sites`.
             frozen: see :meth:`sites`.
+            memory: of the sweeps before.
         """
         begin, variant = time.perf_counter(), variant or self.settings.variant
         cache = self.cache(x, y)
@@ -173,7 +175,7 @@ class Trainer:
         sites = self.sites(values, frozen)
         counts = []
         if variant != "exhaustive":
-            counts.append(together(cache, sites, generator))
+            counts.append(together(cache, sites, generator, memory))
         if variant == "gradient":
             counts.append(ranked(cache, sites))
         if variant == "exhaustive":
