@@ -185,7 +185,7 @@ PARTS: Mapping[str, Part] = {
         lrs=(0.05, 0.1, 0.2, 0.4),
     ),
     "mnist": Part("a small CNN on MNIST", "mnist", "small-cnn", None, 10, 128, 0.05, _ALL),
-    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 10, 128, 0.05, _ALL),
+    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 5, 128, 0.05, _ALL),
     "cifar10-first": Part(
         "VGG-16 on CIFAR-10, first convolution", "cifar10", "vgg-16", None, 300, 100, 0.06,
         ("none", "first", "first-plus"), seeds=3, tuning_seeds=0, halved=True,

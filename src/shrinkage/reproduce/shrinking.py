@@ -98,7 +98,7 @@ PARTS: Mapping[str, Part] = {
         "LeNet-300-100 with sigmoids on MNIST", "mnist", "lenet-300-100", 20, 128, 0.1, (0.221, 0.06), 5, (),
         sigmoid=True, strength=5.0,
     ),
-    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", 10, 128, 0.05, (0.4, 0.2, 0.1, 0.05, 0.02), 5),
+    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", 5, 128, 0.05, (0.2, 0.05, 0.02), 5),
 }  # fmt: skip
 """The parts by name."""
 
