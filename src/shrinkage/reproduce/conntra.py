@@ -91,7 +91,7 @@ TASKS: Mapping[str, Task] = {
         "digits, LeNet-300-100", "digits", 1, (Phase("together", 10), Phase("gradient", 1)), 1, 60, 64, 1e-3
     ),
     "mnist-10000": Task(
-        "MNIST, 10,000 images, LeNet-300-100", "mnist", 1, (Phase("together", 20, 5000),), 1, 10, 128, 1e-3, 10_000
+        "MNIST, 10,000 images, LeNet-300-100", "mnist", 1, (Phase("together", 20, 5000),), 1, 40, 128, 1e-3, 10_000
     ),
     "mnist": Task(
         "MNIST, LeNet-300-100", "mnist", 3,
