@@ -336,7 +336,7 @@ def test_a_compiled_step_is_not_recompiled_from_phase_to_phase(build):
     assert halo.step == 50
     assert pruned_signs(model, halo) == (0, 0)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 class Extended(optim.SGD):

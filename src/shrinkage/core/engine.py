@@ -7,7 +7,8 @@ In between it passes through the phases ``"shrinking"`` (a solver acts on the we
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn, Self, Unpack
 
 import torch
@@ -27,6 +28,23 @@ from shrinkage.core.selection import resolve
 from shrinkage.core.slots import Slot
 
 
+@dataclass(frozen=True)
+class ByOptimizer:
+    """Two solvers, of which one is chosen when the optimisers are known.
+
+    Attributes:
+        usual: where none of them is of the Adam family.
+        adam: where one is, for all tensors alike, since all compete.
+    """
+
+    usual: Solver
+    adam: Solver
+
+    def suited(self, slots: Sequence[Slot]) -> Solver:
+        """The one for these tensors and their optimisers."""
+        return self.adam if any("betas" in slot.group for slot in slots) else self.usual
+
+
 class Sparsifier:
     """A method that lives inside a training loop. Built by ``HALO``, ``Lasso``, ``SWS``, ``MCP``, ``Bridge``.
 
@@ -35,7 +53,7 @@ class Sparsifier:
         sparsity: share of zeros among the selected units, in (0, 1), met exactly; ``None`` for ``macs=``, and for
             methods with fixed strengths, whose zeros are what they are.
         steps: optimiser steps of the whole training; the ramp is laid out over them.
-        solver: acts on the weights until the pattern is fixed.
+        solver: acts on the weights until the pattern is fixed; or two, of which the optimisers decide.
         zero_below: with no ``sparsity``, ``finalize`` zeroes units of this size and less.
         include: which tensors (types, name patterns, predicates) instead of the default: the weights
             of convolutions, linear, attention and recurrent layers.
@@ -69,7 +87,7 @@ class Sparsifier:
         sparsity: float | None,
         steps: int | None,
         *,
-        solver: Solver,
+        solver: Solver | ByOptimizer,
         zero_below: float = 0.0,
         **options: Unpack[Options],
     ) -> None:
@@ -80,7 +98,8 @@ class Sparsifier:
             raise InputError(
                 f"{type(self).__name__}: {idle[0]}= refines a target (sparsity= or macs=), and there is none"
             )
-        self._solver = solver
+        self._given = solver
+        self._solver = solver.usual if isinstance(solver, ByOptimizer) else solver
         self._zero_below = zero_below
         self._ramp: Ramp | None = None
         if steps is not None:
@@ -121,6 +140,8 @@ class Sparsifier:
         for slot in self._slots:
             load[slot.optimizer] += slot.units
         self._clock = max(load, key=lambda optimizer: load[optimizer])
+        if isinstance(self._given, ByOptimizer):
+            self._solver = self._given.suited(self._slots)
         self._solver.start(self._slots, self._plan.dial)
         self._hooks = OptimizerHooks(self, self._name, inner)
         pending, self._pending = self._pending, None
@@ -293,6 +314,7 @@ class Sparsifier:
             "step": self._step,
             "final": self._final,
             "kept": checkpoint.pack_masks(self._held),
+            "by": type(self._solver).__name__,
             "solver": self._solver.state_dict() if self._slots else {},
         }
 
@@ -310,15 +332,20 @@ class Sparsifier:
             self._restore(state)
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if not state["kept"] and state["solver"] and state["by"] != type(self._solver).__name__:
+            raise InputError(
+                f"this state of {self._name} was taken with another kind of optimiser: under those of Adam's family it "
+                "works differently; attach one of the same kind to continue"
+            )
         self._step, self._final = state["step"], state["final"]
-        if state["solver"]:
+        if state["solver"] and state["by"] == type(self._solver).__name__:
             self._solver.load_state_dict(state["solver"])
         self._holder, self._held = None, {}
         if state["kept"]:
             self._hold(checkpoint.unpack_masks(state["kept"], {slot.name: slot.parameter for slot in self._slots}))
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = {"solver": type(self._solver).__name__, **self._plan.config()}
+        config: dict[str, Any] = {"solver": type(self._given).__name__, **self._plan.config()}
         if self._ramp is not None:
             shape = self._ramp.shape if isinstance(self._ramp.shape, str) else "a callable"
             config |= {"steps": self._ramp.steps, "ramp": shape, "start": self._ramp.start, "end": self._ramp.end}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -52,10 +52,16 @@ class LatentForm(Protocol):
     """
 
     slots: list[Slot]
+    straight: bool = False
+    """Whether gradients pass to θ as they are, so that :meth:`gradients` need not be asked."""
 
     def start(self, slots: list[Slot]) -> None:
         """Take over the tensors, and allocate what is trained beside them."""
         self.slots = slots
+
+    def choosing(self, counted: bool) -> None:
+        """Scores are about to be asked for, of all tensors: to count zeros, or between two counts."""
+        return
 
     def score(self, index: int, size: Tensor) -> Tensor:
         """What decides who goes: ≥ 0, the lowest first, comparable between tensors. By default the size."""
@@ -86,7 +92,7 @@ class LatentForm(Protocol):
             pulls: Σ ∂L/∂w · θ over each unit.
             scale: what gradients and pulls are multiplied by; the form's own parameters need them without.
         """
-        ...
+        return [(torch.ones_like(size), None) for size in sizes]
 
     def stepped(self, own: Sequence[int]) -> None:
         """These tensors were moved; so may be what belongs to them."""
@@ -95,6 +101,14 @@ class LatentForm(Protocol):
     def finish(self) -> None:
         """The pattern is about to be fixed: what was allocated is not needed again."""
         return
+
+    def slope(self, index: int, size: Tensor) -> Tensor | None:
+        """Of the penalty that the strength multiplies, per unit; ``None`` if there is no penalty."""
+        return None
+
+    def lam(self, size: Tensor) -> Tensor | None:
+        """The λ that belongs to these sizes, if the form has one."""
+        return None
 
     def strength(self, choices: Sequence[Choice]) -> float:
         """A number that tells how hard the form presses now; 0 if it has none."""
@@ -114,10 +128,13 @@ class LatentSolver:
 
     Args:
         form: how one comes from the other.
+        interval: optimiser steps from one count of the zeros to the next. In between the limits stay, and what is above
+            them is kept.
     """
 
-    def __init__(self, form: LatentForm) -> None:
+    def __init__(self, form: LatentForm, interval: int = 1) -> None:
         self.form = form
+        self._interval = interval
         self._slots: list[Slot] = []
         self._dial: Dial | None = None
         self._latents: list[Tensor] = []
@@ -145,14 +162,20 @@ class LatentSolver:
         ]
         self._written = [slot.parameter.detach().clone() for slot in slots]
         self._inside = set()
+        self._lam = dict[str, Tensor]()  # at the end
         self.form.start(slots)
 
     def begin(self) -> None:
         """Weights begin as they are."""
 
     def value(self) -> Tensor:
-        """Zero: there is no penalty."""
-        return torch.stack([slot.parameter.sum().to(self._slots[0].parameter.device) for slot in self._slots]).sum() * 0
+        """The penalty as it acts now, differentiable in the effective weights; zero where there is none."""
+        home, terms = self._slots[0].parameter.device, []
+        for i, slot in enumerate(self._slots):
+            slope = self.form.slope(i, self._size(i)) if self._latents else None
+            term = slot.parameter * 0 if slope is None else slope * slot.per_cost(slot.live_sizes())
+            terms.append(term.sum().to(home))
+        return self.strength * torch.stack(terms).sum()
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer, scale: Tensor | None, clock: bool, once: bool) -> None:
@@ -189,6 +212,8 @@ class LatentSolver:
             latent.copy_(torch.where(weight == written, latent, weight))
 
     def _turn_gradients(self, own: list[int], scale: Tensor | None) -> None:
+        if self.form.straight:
+            return
         slots, latents = [self._slots[i] for i in own], [wide(self._latents[i]) for i in own]
         gradients = [wide(slot.parameter.grad) for slot in slots if slot.parameter.grad is not None]
         pulls = [totals(slot, g * latent) for slot, g, latent in zip(slots, gradients, latents, strict=True)]
@@ -221,12 +246,16 @@ class LatentSolver:
         Raises:
             DivergedError: if a latent weight or a score has become NaN or infinite.
         """
-        self._choose(step, share)
+        if step % self._interval and share < 1.0:
+            self._choose_by_limits()
+        else:
+            self._choose(step, share)
         self._write(range(len(self._slots)))
 
     def _choose(self, step: int, share: float) -> None:
         assert self._dial is not None  # these methods have a target
         sizes = [self._size(i) for i in range(len(self._slots))]
+        self.form.choosing(True)
         scores, flats = self._side_by_side([self.form.score(i, size) for i, size in enumerate(sizes)])
         self._check(step, scores, flats)
         limits = self._dial.limits(scores, flats, share)
@@ -239,6 +268,13 @@ class LatentSolver:
                 safe = scores[i].isinf().to(home) if guarded else None
                 self._choices[i] = Choice(~part.to(home), safe, float(limit))
             self.form.chosen(step, pool, flat, sum(int(part.sum()) for part in gone), float(limit))
+
+    def _choose_by_limits(self) -> None:
+        self.form.choosing(False)
+        for i, choice in enumerate(self._choices):
+            above = self.form.score(i, self._size(i)) > choice.limit
+            kept = above if choice.safe is None else above.logical_or_(choice.safe)
+            self._choices[i] = replace(choice, kept=kept)
 
     def _check(self, step: int, scores: list[Tensor], flats: list[Tensor]) -> None:
         if all(math.isfinite(float(flat.amax())) for flat in flats):
@@ -289,6 +325,7 @@ class LatentSolver:
 
     def ranking(self) -> tuple[list[Tensor], list[Tensor]]:
         """By effective size: the chosen units are zero already. From here on survivors train from these sizes."""
+        self._lam = self.lam()
         self._latents, self._choices, self._written = [], [], []
         self.form.finish()
         return by_size(self._slots)
@@ -300,12 +337,16 @@ class LatentSolver:
 
     @property
     def lam_optimizer(self) -> SGD | None:
-        """None: there is no λ."""
+        """None: if there is a λ, it follows the sizes."""
         return None
 
     def lam(self) -> dict[str, Tensor]:
-        """Empty."""
-        return {}
+        """λ per unit of the latent weights, by parameter name; of the last ones once the pattern is fixed."""
+        if not self._latents:
+            return dict(self._lam)
+        pairs = zip(self._slots, self._latents, strict=True)
+        found = {slot.name: self.form.lam(slot.sizes(latent)) for slot, latent in pairs}
+        return {name: lam for name, lam in found.items() if lam is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """Latent weights, the choice made last, and what the form keeps; nothing of it once the pattern is fixed."""
@@ -314,6 +355,7 @@ class LatentSolver:
             "kept": [pack_bits(choice.kept) for choice in self._choices],
             "safe": [None if choice.safe is None else pack_bits(choice.safe) for choice in self._choices],
             "limits": [choice.limit for choice in self._choices],
+            "lam": dict(self._lam),
             "form": self.form.state_dict() if self._latents else {},
         }
 
@@ -322,6 +364,7 @@ class LatentSolver:
         """The inverse of :meth:`state_dict`; the effective weights are written."""
         self._inside = set()
         self._latents, self._choices, self._written = [], [], []
+        self._lam = dict(state["lam"])
         if not state["latents"]:
             return
         self._written = [slot.parameter.detach().clone() for slot in self._slots]

@@ -21,7 +21,7 @@ from shrinkage.core.hold import INTS, Held, Holder
 from shrinkage.core.pieces import pieces
 from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.scales import FixedStrength
-from shrinkage.core.slots import Slot, by_size, learning_rate_shares
+from shrinkage.core.slots import Slot, by_size, learning_rate_shares, root_mean_square, typical_roots
 from shrinkage.formats.bits import pack_bits, unpack_bits
 
 # Adam's second moments move nothing, and over zeros their square root takes five times as long on x86.
@@ -59,15 +59,12 @@ class SteeredProximal:
         interval: optimiser steps from one proximal step to the next.
         hold: whether zeros stay zero between them, and so for good. Otherwise they may move, which lets a weight
             that the loss needs come back, in a network that is not quite the sparse one.
-        spare: whether survivors are left as they are under optimisers of the Adam family. There every weight moves at
-            about the same speed, and a proximal step in that metric takes most from those whose gradients, which
-            would restore them, are small.
     """
 
-    def __init__(self, pull: AdaptivePull, interval: int, *, hold: bool = False, spare: bool = False) -> None:
+    def __init__(self, pull: AdaptivePull, interval: int, *, hold: bool = False) -> None:
         self._pull = pull
         self._interval = interval
-        self._hold, self._spare = hold, spare
+        self._hold = hold
         self._held: list[Held] = []  # one a tensor, from the first zero on
         self._holder = Holder({})
         self._dial: Dial | None = None
@@ -87,20 +84,18 @@ class SteeredProximal:
         self._slots, self._dial = slots, dial
         self._full, self._masks_due = False, False
         self._held, self._holder = [], Holder({})
-        sizes = [slot.sizes() for slot in slots]
-        squares = sum(float(size.square().sum(dtype=torch.float64)) for size in sizes)
-        self._reference = math.sqrt(squares / sum(slot.units for slot in slots))
+        self._reference = root_mean_square(slots)
         if not 0 < self._reference < math.inf:
             self._refuse(0)
         if self._pull.remembers:
-            self._memory = [size.clone() for size in sizes]
+            self._memory = [slot.sizes().clone() for slot in slots]
 
     def begin(self) -> None:
         """Weights begin as they are."""
 
     def value(self) -> Tensor:
         """The steered penalty as it acts now, differentiable in the weights."""
-        shares, typical = learning_rate_shares(self._slots), self._typical_roots()
+        shares, typical = learning_rate_shares(self._slots), typical_roots(self._slots)
         terms = []
         for i, slot in enumerate(self._slots):
             memory = self._memory[i] if self._memory else slot.sizes()
@@ -129,7 +124,7 @@ class SteeredProximal:
         self._make_due_masks()
         if not self._flats:
             self._allocate()
-        shares, typical = learning_rate_shares(self._slots), self._typical_roots()
+        shares, typical = learning_rate_shares(self._slots), typical_roots(self._slots)
         sums = []
         for i, slot in enumerate(self._slots):
             memories = self._memory[i] if self._memory else None
@@ -143,11 +138,8 @@ class SteeredProximal:
         if not math.isfinite(float(torch.stack([part.to(self._limit.device) for part in sums]).sum())):
             self._refuse(step)
         limits = self._limits(share)
-        # One rule for all, since all compete: who is lowered would lose to who is not.
-        adam = any(slot.second_moments() is not None for slot in self._slots)
-        bias = 0.0 if self._spare and adam else self._pull.bias
         for slot, ratios, limit in zip(self._slots, self._ratios, limits, strict=True):
-            slot.scale(ratios, partial(_left, limit=limit.clamp(min=1e-30), bias=bias))
+            slot.scale(ratios, partial(lowered, limit=limit.clamp(min=1e-30), bias=self._pull.bias))
         self._limit = torch.stack([limit.to(limits[0].device) for limit in limits]).amax()
         self._full, self._masks_due = share >= 1.0, self._hold and share > 0
         if not self._full:  # else the pattern may be fixed next, and no mask is needed
@@ -254,26 +246,6 @@ class SteeredProximal:
             slope.div_(moment.sqrt().div_(typical).add_(1e-3))
         return slope
 
-    def _typical_roots(self) -> list[Tensor | None]:
-        """For each tensor what its √v is held against: the mean over all that have a v, as far as its own has come.
-
-        A running mean v begins at zero, and tensors with other decays or fewer steps are at another point of its way.
-        """
-        units, sums, reached = 0, [], list[float | Tensor | None]()
-        for slot in self._slots:
-            moments = slot.second_moments()
-            if moments is None:
-                reached.append(None)
-                continue
-            reached.append(slot.bias_correction() ** 0.5)
-            units += slot.units
-            sums += [(part.sqrt().sum() / reached[-1]).to(self._limit.device) for (part,) in pieces(moments)]
-        if not sums:
-            return [None] * len(self._slots)
-        typical = (torch.stack(sums).sum() / units).clamp(min=1e-30)
-        homes = [slot.parameter.device for slot in self._slots]
-        return [None if root is None else typical.to(home) * root for root, home in zip(reached, homes, strict=True)]
-
     def _allocate(self) -> None:
         """One buffer a pool, so that the ratios of its tensors lie side by side."""
         self._flats = []
@@ -322,7 +294,7 @@ class SteeredProximal:
                 held.mask.copy_(unpack_bits(bits, slot.parameter.shape)).neg_()
 
 
-def _left(ratios: Tensor, limit: Tensor, bias: float) -> Tensor:
+def lowered(ratios: Tensor, limit: float | Tensor, bias: float) -> Tensor:
     """What a proximal step leaves of every unit, as a factor; in the storage of ``ratios``.
 
     A survivor loses ``bias`` times its slope p times the limit: s − bias·p·limit = s·(1 − bias·limit/ratio).

@@ -133,9 +133,37 @@ class Slot:
         return share.to(self.parameter.device) if isinstance(share, Tensor) else share
 
 
+def typical_roots(slots: list[Slot]) -> list[Tensor | None]:
+    """For each tensor what its √v is held against: the mean over all that have a v, as far as its own has come.
+
+    A running mean v begins at zero, and tensors with other decays or fewer steps are at another point of its way.
+    """
+    units, sums, reached = 0, [], list[float | Tensor | None]()
+    home = slots[0].parameter.device
+    for slot in slots:
+        moments = slot.second_moments()
+        if moments is None:
+            reached.append(None)
+            continue
+        reached.append(slot.bias_correction() ** 0.5)
+        units += slot.units
+        sums += [(part.sqrt().sum() / reached[-1]).to(home) for (part,) in pieces(moments)]
+    if not sums:
+        return [None] * len(slots)
+    typical = (torch.stack(sums).sum() / units).clamp(min=1e-30)
+    homes = [slot.parameter.device for slot in slots]
+    return [None if root is None else typical.to(home) * root for root, home in zip(reached, homes, strict=True)]
+
+
 def by_size(slots: list[Slot]) -> tuple[list[Tensor], list[Tensor]]:
     """Rank units by sizes, under a budget over what they cost; between equals, by how the training pulls at them."""
     return [slot.per_cost(slot.sizes()) for slot in slots], [slot.activity() for slot in slots]
+
+
+def root_mean_square(slots: list[Slot]) -> float:
+    """Of the sizes of all units."""
+    squares = sum(float(slot.sizes().square().sum(dtype=torch.float64)) for slot in slots)
+    return math.sqrt(squares / sum(slot.units for slot in slots))
 
 
 def learning_rate_shares(slots: list[Slot]) -> list[float]:

@@ -27,7 +27,6 @@ def steered(
     *,
     every: int = INTERVAL,
     hold: bool = False,
-    spare: bool = False,
 ) -> tuple[Solver, Options]:
     """The solver and options of a method that is steered towards a target.
 
@@ -40,7 +39,6 @@ def steered(
         options: all others.
         every: optimiser steps from one proximal step to the next; fewer in short trainings.
         hold: see :class:`~shrinkage.core.proximal.SteeredProximal`.
-        spare: see there.
 
     Raises:
         InputError: if the target or the length of the training is missing, or the solver cannot be steered.
@@ -53,7 +51,7 @@ def steered(
         raise InputError(f"{name} with a target needs steps=, the number of optimiser steps of the whole training")
     if solver not in (None, "proximal"):
         raise InputError(f"solver={solver!r} cannot be steered: give it strengths (such as xi=) beside the target")
-    return SteeredProximal(pull, interval(steps, every), hold=hold, spare=spare), Options(**{**STEERED, **options})
+    return SteeredProximal(pull, interval(steps, every), hold=hold), Options(**{**STEERED, **options})
 
 
 def refuse_idle(method: type, **given: object) -> None:

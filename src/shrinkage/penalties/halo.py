@@ -13,7 +13,8 @@ arXiv 2008.10183.
 
 The steered form (``sparsity=``) keeps the adaptive scale and replaces ξ and ψ by the target: every few steps a
 proximal step lowers every size by ξ·λ^(−2q), with the ξ that leaves as many zeros as the ramp asks for. Small weights
-glide to zero while the network adjusts, and stay there; large ones are hardly touched.
+glide to zero while the network adjusts, and stay there; large ones are hardly touched. Under optimisers of the Adam
+family the step is taken from a copy of the weights that is trained on, and what was dropped may come back.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from typing import Unpack
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.engine import Sparsifier
+from shrinkage.core.engine import ByOptimizer, Sparsifier
+from shrinkage.core.latent import LatentSolver
 from shrinkage.core.options import Options
-from shrinkage.core.protocols import Shape
+from shrinkage.core.protocols import Shape, Solver
 from shrinkage.core.scales import Scales
+from shrinkage.core.schedules import interval
+from shrinkage.core.straight import StraightThrough
 from shrinkage.penalties.build import SolverName, fixed, refuse_idle, steered, strength
 
 EVERY = 24
@@ -136,11 +140,17 @@ class HALOPull:
     def pull(self, memory: Tensor, reference: float) -> Tensor:
         """λ^(−2·power) with λ = (memory/reference)^⅓."""
         relative = (memory / reference).clamp_(min=self.smallest**3)
+        if self.power == 3.0:
+            return relative.square_().reciprocal_()
         return relative.log2_().mul_(-2 * self.power / 3).exp2_()  # in half the time of a power
 
     def scale(self, memory: Tensor, reference: float) -> Tensor:
         """λ = (memory/reference)^⅓."""
         return (memory / reference).pow_(1 / 3).clamp_(min=self.smallest)
+
+
+ADAM = HALOPull(power=3.0, decay=0.0)
+"""λ⁻⁶, for optimisers of the Adam family; λ follows at once."""
 
 
 class HALO(Sparsifier):
@@ -203,10 +213,10 @@ class HALO(Sparsifier):
         method = type(self)
         settings = {"lam_lr": lam_lr, "lam_momentum": lam_momentum, "lam_weight_decay": lam_weight_decay}
         if xi is None and psi is None:
+            chosen: Solver | ByOptimizer
             refuse_idle(method, budget=budget, squared=squared, layerwise=layerwise, **settings)
-            chosen, options = steered(
-                method, HALOPull(), sparsity, steps, solver, options, every=EVERY, hold=True, spare=True
-            )
+            chosen, options = steered(method, HALOPull(), sparsity, steps, solver, options, every=EVERY, hold=True)
+            chosen = ByOptimizer(chosen, LatentSolver(StraightThrough(ADAM), interval(steps, EVERY)))
         else:
             prior = HALOPrior(strength("xi", xi), strength("psi", psi), budget, squared, layerwise)
             scales = Scales(prior, *(strength(word, value) for word, value in settings.items()))

@@ -49,7 +49,7 @@ def _with(
     end: float = STEERED["end"],
 ) -> Make:
     def make(model: nn.Module, sparsity: float, steps: int) -> Sparsifier:
-        steered = solver(pull or HALOPull(), interval(steps, EVERY, every), hold=hold, spare=True)
+        steered = solver(pull or HALOPull(), interval(steps, EVERY, every), hold=hold)
         return Variant(model, sparsity, steps, steered, end)
 
     return make
