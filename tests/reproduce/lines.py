@@ -23,6 +23,6 @@ def outcome(accuracy=97.0, failure=None, **settings):
         "cpu",
         None,
         versions(),
-        recipe(trial.method),
+        recipe(trial),
         {"fc.weight": (zeros, 1000)},
     )

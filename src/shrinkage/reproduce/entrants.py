@@ -19,7 +19,9 @@ from shrinkage.core.hold import keep_zeros
 from shrinkage.core.pruner import Pruner
 from shrinkage.core.sensitivity import Loss
 from shrinkage.pruning.lottery import Rewind
+from shrinkage.reproduce import tasks
 from shrinkage.reproduce.ablations import ABLATIONS
+from shrinkage.reproduce.trial import Trial
 from shrinkage.training.methods import METHODS
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class Entrant:
         title: its name in tables and plots.
         run: trains ``training.model`` to ``training.trial.sparsity`` within ``training.steps`` optimiser steps.
         recipe: counts up when the method comes to mean another training, so that older results of it are run again.
+        under_adam: the same, where it counts otherwise for tasks with an optimiser of the Adam family.
         resumable: whether it is a single training, which can go on from a saved state.
         needs_moments: whether it needs an optimiser of the Adam family.
     """
@@ -46,6 +49,7 @@ class Entrant:
     title: str
     run: Run
     recipe: int = 1
+    under_adam: int | None = None
     resumable: bool = True
     needs_moments: bool = False
 
@@ -109,18 +113,18 @@ def _lottery(rewind: Rewind, rounds: int = 3, rewind_to: float = 0.1) -> Run:
     return run
 
 
-def _row(name: str, recipe: int = 1) -> Entrant:
+def _row(name: str, recipe: int = 1, under_adam: int | None = None) -> Entrant:
     """A method that ``shrinkage train`` knows, as it is there."""
     method = METHODS[name]
     make = method.make
     assert make is not None
     run = _living(lambda model, sparsity, steps, seed: make(model, sparsity, steps, Weight()))
-    return Entrant(method.title, run, recipe)
+    return Entrant(method.title, run, recipe, under_adam)
 
 
 ENTRANTS: Mapping[str, Entrant] = {
     "dense": Entrant("Dense", lambda training: training.train()),
-    "halo": _row("halo", recipe=2),
+    "halo": _row("halo", recipe=2, under_adam=3),
     "halo-paper": Entrant(
         "HALO, the paper's form, ξ = 3·10⁻⁵, ψ = 10⁻⁴",
         _living(lambda *target: shrinkage.HALO(*target[:3], xi=3e-5, psi=1e-4)),
@@ -166,6 +170,9 @@ def find(name: str) -> Entrant:
     return ENTRANTS[name]
 
 
-def recipe(method: str) -> str:
+def recipe(trial: Trial) -> str:
     """What a result must agree in beside its settings and versions: how the loop trains, and the method."""
-    return f"{LOOP}.{find(method).recipe}"
+    method, count = find(trial.method), None
+    if tasks.find(trial.task).optimizer != "sgd":
+        count = method.under_adam
+    return f"{LOOP}.{method.recipe if count is None else count}"

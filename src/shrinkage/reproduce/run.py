@@ -62,7 +62,7 @@ def run(
     failure, score = None, None
     with one_thread():
         data = tasks.read(tasks.find(trial.task), data_dir, held_out=trial.validation)
-        origin = [entrants.recipe(trial.method), name_of(where), data_label]
+        origin = [entrants.recipe(trial), name_of(where), data_label]
         training = Training(trial, data, where, origin, checkpoint if method.resumable else None)
         try:
             method.run(training)
@@ -87,6 +87,6 @@ def run(
         device=name_of(where),
         data_label=data_label,
         versions=versions(),
-        recipe=entrants.recipe(trial.method),
+        recipe=entrants.recipe(trial),
         layers=layers,
     )

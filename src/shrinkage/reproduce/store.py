@@ -123,7 +123,7 @@ def load(path: Path) -> list[Outcome]:
 def is_current(outcome: Outcome) -> bool:
     """Whether its settings still mean the training that it came from."""
     method = outcome.trial.method
-    return method in ENTRANTS and outcome.recipe == recipe(method)
+    return method in ENTRANTS and outcome.recipe == recipe(outcome.trial)
 
 
 def _read(path: Path) -> tuple[list[Outcome], int, list[str]]:
