@@ -8,7 +8,7 @@ from typing import Any
 from shrinkage import __version__
 from shrinkage.core.options import STEERED
 from shrinkage.core.schedules import INTERVAL
-from shrinkage.penalties.halo import EVERY, HALOPull
+from shrinkage.penalties.halo import ADAM, EVERY, HALOPull
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
@@ -27,6 +27,7 @@ myst_substitutions = {
     "start": f"{STEERED['start']:.0%}".replace("%", " %"),
     "end": f"{STEERED['end']:.0%}".replace("%", " %"),
     "power": f"{HALOPull().power:g}",
+    "adam_power": f"{ADAM.power:g}",
     "decay": f"{HALOPull().decay:g}",
     "bias": f"{HALOPull().bias:g}",
     "smallest": f"{HALOPull().smallest:g}",
