@@ -67,7 +67,7 @@ PARTS: Mapping[str, Part] = {
         "lenet-5", ("halo", "magnitude-tuned", "gradual", "rigl", "str", "snip", "dense"), (0.95, 0.98, 0.99), 3, 6
     ),
     "cnn": Part("cnn", (*_SERIOUS, "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=6),
-    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=10),
+    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=8),
     "cifar10-resnet-20": Part("cifar10-resnet-20", (*_SERIOUS, "dense"), (0.95,), seeds=5, tuning=0),
     **{
         f"{data}-{model}": Part(
