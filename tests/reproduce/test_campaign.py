@@ -56,6 +56,20 @@ def test_a_part_from_nothing_and_again(tmp_path):
 
 
 @pytest.mark.usefixtures("short")
+def test_shared_settings_are_tried_by_all(tmp_path):
+    path = tmp_path / "part.jsonl"
+    alone, _ = carry_out(path)
+    chosen = {(t.lr, t.weight_decay, t.schedule) for o in alone.outcomes if (t := o.trial).method != "dense"}
+    table, _ = carry_out(path, replace(PART, shared=True))
+    tuning = [outcome for outcome in load(path) if outcome.trial.validation]
+    for method in PART.methods:
+        tried = {(t.lr, t.weight_decay, t.schedule): o.accuracy for o in tuning if (t := o.trial).method == method}
+        assert chosen <= tried.keys()
+        (used,) = {(t.lr, t.weight_decay, t.schedule) for o in table.outcomes if (t := o.trial).method == method}
+        assert tried[used] == max(tried.values())
+
+
+@pytest.mark.usefixtures("short")
 def test_when_time_is_up_nothing_more_is_begun(tmp_path):
     table, done = carry_out(tmp_path / "part.jsonl", deadline=0.0)
     assert (done, table.outcomes) == ([], [])

@@ -30,6 +30,7 @@ from shrinkage.reproduce.trial import Outcome, Trial
 
 T = TypeVar("T")
 R = TypeVar("R")
+Settings = tuple[float, float, str]  # learning rate, weight decay, schedule
 
 _TUNING_SEED = 1000  # not among those of the table
 
@@ -93,8 +94,7 @@ class Campaign:
             ThreadPoolExecutor(self._place.processes) as threads,
         ):
             try:
-                found = _all(threads, self._tune, self._part.methods)
-                chosen = {m: settings for m, settings in zip(self._part.methods, found, strict=True) if settings}
+                chosen = self._choose(threads)
                 table = Table(list(filter(None, _all(threads, self._outcome, self._grid(chosen)))))
                 extra = filter(None, _all(threads, self._outcome, self._paired(chosen, table)))
                 return Table([*table.outcomes, *extra])
@@ -104,12 +104,25 @@ class Campaign:
                     worker.terminate()
                 raise
 
-    def _trial(self, method: str, sparsity: float, seed: int, settings: tuple[float, float, str]) -> Trial:
+    def _choose(self, threads: ThreadPoolExecutor) -> dict[str, Settings]:
+        """Each method's settings, of those it has tried and, where they are shared, of those that others chose."""
+        found = _all(threads, self._tune, self._part.methods)
+        tried = {method: scores for method, scores in zip(self._part.methods, found, strict=True) if scores}
+        if self._part.shared and len(tried) == len(self._part.methods):
+            wanted = sorted({_best(scores) for scores in tried.values()})
+            missing = [(method, each) for method, scores in tried.items() for each in wanted if each not in scores]
+            for (method, settings), score in zip(missing, _all(threads, self._held_out, missing), strict=True):
+                if score is None:
+                    return {}  # time ran out
+                tried[method][settings] = score
+        return {method: _best(scores) for method, scores in tried.items()}
+
+    def _trial(self, method: str, sparsity: float, seed: int, settings: Settings) -> Trial:
         lr, weight_decay, schedule = settings
         share = 0.0 if method == "dense" else sparsity
         return Trial(self._part.task, method, share, seed, lr, weight_decay, schedule, self._task.epochs, False)
 
-    def _grid(self, chosen: dict[str, tuple[float, float, str]]) -> Iterable[Trial]:
+    def _grid(self, chosen: dict[str, Settings]) -> Iterable[Trial]:
         """Seed by seed, so that an interrupted part has all methods."""
         for seed in range(self._part.seeds):
             for sparsity in self._part.sparsities:
@@ -117,7 +130,7 @@ class Campaign:
                     if method != "dense" or sparsity == self._part.sparsities[0]:
                         yield self._trial(method, sparsity, seed, settings)
 
-    def _paired(self, chosen: dict[str, tuple[float, float, str]], table: Table) -> Iterable[Trial]:
+    def _paired(self, chosen: dict[str, Settings], table: Table) -> Iterable[Trial]:
         first = self._part.methods[0]
         for sparsity in self._part.paired if first in chosen else ():
             others = [method for method in table.others(first, sparsity) if method in chosen]
@@ -125,10 +138,10 @@ class Campaign:
                 for method in (first, *others[:3]):
                     yield self._trial(method, sparsity, seed, chosen[method])
 
-    def _tune(self, method: str) -> tuple[float, float, str] | None:
-        """The settings with the best held-out accuracy; None if time ran out."""
+    def _tune(self, method: str) -> dict[Settings, float] | None:
+        """Held-out accuracy by settings; None if time ran out."""
         if not self._part.tuning:
-            return self._task.start
+            return {self._task.start: 0.0}
         optuna: Any = require("optuna", "reproduce")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=max(self._part.tuning // 2, 1))
@@ -139,17 +152,23 @@ class Campaign:
             "weight_decay": optuna.distributions.FloatDistribution(*space.weight_decay, log=True),
             "schedule": optuna.distributions.CategoricalDistribution(space.schedules),
         }
-        found: list[tuple[float, tuple[float, float, str]]] = []
+        found: dict[Settings, float] = {}
         for _ in range(self._part.tuning):
             asked = study.ask(ranges)
             settings = (_short(asked.params["lr"]), _short(asked.params["weight_decay"]), asked.params["schedule"])
-            trial = replace(self._trial(method, self._task.tuned_at, _TUNING_SEED, settings), validation=True)
-            outcome = self._outcome(trial)
-            if outcome is None:
+            score = self._held_out((method, settings))
+            if score is None:
                 return None
-            study.tell(asked, outcome.accuracy or 0.0)
-            found.append((outcome.accuracy or 0.0, settings))
-        return max(found)[1]
+            study.tell(asked, score)
+            found[settings] = score
+        return found
+
+    def _held_out(self, case: tuple[str, Settings]) -> float | None:
+        """Accuracy on held-out images, 0 for a failure; None if time ran out."""
+        method, settings = case
+        trial = replace(self._trial(method, self._task.tuned_at, _TUNING_SEED, settings), validation=True)
+        outcome = self._outcome(trial)
+        return None if outcome is None else outcome.accuracy or 0.0
 
     def _outcome(self, trial: Trial) -> Outcome | None:
         known = self._results.get(trial)
@@ -189,6 +208,11 @@ def _all(threads: ThreadPoolExecutor, call: Callable[[T], R], items: Iterable[T]
         if future.done() and future.exception() is not None:
             future.result()
     return [future.result() for future in futures]
+
+
+def _best(scores: dict[Settings, float]) -> Settings:
+    """The settings with the highest score, of equals the greatest."""
+    return max(scores, key=lambda settings: (scores[settings], settings))
 
 
 def _short(value: float) -> float:

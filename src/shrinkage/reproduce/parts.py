@@ -27,6 +27,8 @@ class Part:
         sparsities: shares of zeros.
         seeds: how many trainings each.
         tuning: trials to choose a method's settings by; 0: the task's own settings for all.
+        shared: whether each method also tries the settings that any other has chosen, so that none is behind for want of
+            luck in its own trials.
         paired: at these sparsities the first method and the three best others get ``paired_seeds`` trainings.
         paired_seeds: how many.
     """
@@ -36,12 +38,13 @@ class Part:
     sparsities: tuple[float, ...]
     seeds: int
     tuning: int
+    shared: bool = False
     paired: tuple[float, ...] = ()
     paired_seeds: int = 10
 
     @property
     def trainings(self) -> int:
-        """How many there are in all."""
+        """How many there are in all, but for those with settings that others chose."""
         sparse = len(self.methods) - ("dense" in self.methods)
         table = self.seeds * (sparse * len(self.sparsities) + len(self.methods) - sparse)
         others = min(3, sparse - 1)
@@ -67,7 +70,7 @@ PARTS: Mapping[str, Part] = {
         "lenet-5", ("halo", "magnitude-tuned", "gradual", "rigl", "str", "snip", "dense"), (0.95, 0.98, 0.99), 3, 6
     ),
     "cnn": Part("cnn", (*_SERIOUS, "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=6),
-    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=8),
+    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=8, shared=True),
     "cifar10-resnet-20": Part("cifar10-resnet-20", (*_SERIOUS, "dense"), (0.95,), seeds=5, tuning=0),
     **{
         f"{data}-{model}": Part(
