@@ -27,8 +27,8 @@ class Part:
         sparsities: shares of zeros.
         seeds: how many trainings each.
         tuning: trials to choose a method's settings by; 0: the task's own settings for all.
-        shared: whether each method also tries the settings that any other has chosen, so that none is behind for want of
-            luck in its own trials.
+        shared: whether each method also tries the settings that any other has chosen, so that none is behind for want
+            of luck in its own trials.
         paired: at these sparsities the first method and the three best others get ``paired_seeds`` trainings.
         paired_seeds: how many.
     """
