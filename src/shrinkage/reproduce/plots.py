@@ -74,7 +74,8 @@ def _draw(axes: Any, table: Table, first: str) -> None:
         if sparsity and cell.failures and cell.scores:
             axes.plot(sparsities.index(sparsity), cell.mean, "x", color=colours.get(method, _REST), markersize=9)
     if below:
-        axes.annotate(f"{below} methods lie below", (0.02, 0.02), xycoords="axes fraction", color=_DENSE)
+        said = "1 method lies below" if below == 1 else f"{below} methods lie below"
+        axes.annotate(said, (0.02, 0.02), xycoords="axes fraction", color=_DENSE)
     axes.set_ylim(low, high)
     axes.set_xticks(places, [f"{100 * sparsity:g} %" for sparsity in sparsities])
     axes.set_xlabel("zeros")
