@@ -105,10 +105,10 @@ class Campaign:
                 raise
 
     def _choose(self, threads: ThreadPoolExecutor) -> dict[str, Settings]:
-        """Each method's settings, of those it has tried and, where they are shared, of those that others chose."""
+        """Each method's settings, of those it has tried and those that others chose."""
         found = _all(threads, self._tune, self._part.methods)
         tried = {method: scores for method, scores in zip(self._part.methods, found, strict=True) if scores}
-        if self._part.shared and len(tried) == len(self._part.methods):
+        if len(tried) == len(self._part.methods):
             wanted = sorted({_best(scores) for scores in tried.values()})
             missing = [(method, each) for method, scores in tried.items() for each in wanted if each not in scores]
             for (method, settings), score in zip(missing, _all(threads, self._held_out, missing), strict=True):

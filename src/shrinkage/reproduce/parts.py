@@ -26,9 +26,8 @@ class Part:
         methods: of :data:`~shrinkage.reproduce.entrants.ENTRANTS`; the first is the one that is judged.
         sparsities: shares of zeros.
         seeds: how many trainings each.
-        tuning: trials to choose a method's settings by; 0: the task's own settings for all.
-        shared: whether each method also tries the settings that any other has chosen, so that none is behind for want
-            of luck in its own trials.
+        tuning: trials to choose a method's settings by, after which each also tries what any other has chosen, so that
+            none is behind for want of luck in its own trials; 0: the task's own settings for all.
         paired: at these sparsities the first method and the three best others get ``paired_seeds`` trainings.
         paired_seeds: how many.
     """
@@ -38,7 +37,6 @@ class Part:
     sparsities: tuple[float, ...]
     seeds: int
     tuning: int
-    shared: bool = False
     paired: tuple[float, ...] = ()
     paired_seeds: int = 10
 
@@ -70,7 +68,7 @@ PARTS: Mapping[str, Part] = {
         "lenet-5", ("halo", "magnitude-tuned", "gradual", "rigl", "str", "snip", "dense"), (0.95, 0.98, 0.99), 3, 6
     ),
     "cnn": Part("cnn", (*_SERIOUS, "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=6),
-    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=8, shared=True),
+    "vit": Part("vit", (*_SERIOUS, "gradual-moment", "dense"), (0.9, 0.95, 0.98), seeds=3, tuning=8),
     "cifar10-resnet-20": Part("cifar10-resnet-20", (*_SERIOUS, "dense"), (0.95,), seeds=5, tuning=0),
     **{
         f"{data}-{model}": Part(
