@@ -305,15 +305,12 @@ class LatentSolver:
         slot = self._slots[index]
         return slot.per_cost(slot.sizes(self._latents[index]))
 
-    def _effective(self, index: int) -> Tensor:
-        slot, latent = self._slots[index], self._latents[index]
-        factor = self.form.factor(index, self._size(index), self._choices[index])
-        return wide(latent) * slot.spread(factor)
-
     def _write(self, indices: Sequence[int]) -> None:
         for i in indices:
-            weight = self._slots[i].parameter.detach()
-            weight.copy_(self._effective(i)).add_(0.0)  # −0.0 + 0.0 is +0.0
+            slot, latent = self._slots[i], self._latents[i]
+            factor = self.form.factor(i, self._size(i), self._choices[i])
+            weight, nothing = slot.parameter.detach(), latent.new_zeros(())
+            torch.addcmul(nothing, wide(latent), slot.spread(factor), out=weight)  # 0.0 + −0.0 is +0.0
             self._written[i].copy_(weight)
 
     def closure_value(self, optimizer: Optimizer, loss: Any) -> Any:

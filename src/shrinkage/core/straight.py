@@ -22,6 +22,7 @@ from torch import Tensor
 from shrinkage.core.errors import DivergedError
 from shrinkage.core.latent import Choice, LatentForm
 from shrinkage.core.protocols import AdaptivePull
+from shrinkage.core.pieces import pieces
 from shrinkage.core.proximal import lowered
 from shrinkage.core.slots import Slot, root_mean_square, typical_roots
 
@@ -62,13 +63,18 @@ class StraightThrough(LatentForm):
 
     def slope(self, index: int, size: Tensor) -> Tensor:
         """p."""
-        slope, metric = self._pull.pull(size, self._reference), self._metric[index]
+        return self._slope(size, self._metric[index])
+
+    def _slope(self, size: Tensor, metric: Tensor | None) -> Tensor:
+        slope = self._pull.pull(size, self._reference)
         return slope if metric is None else slope.div_(metric)
 
     def score(self, index: int, size: Tensor) -> Tensor:
         """The ratio."""
-        self._ratios[index] = size / self.slope(index, size)
-        return self._ratios[index]
+        ratios = self._ratios[index] = torch.empty_like(size)
+        for part, metric, ratio in pieces(size, self._metric[index], ratios):
+            torch.div(part, self._slope(part, metric), out=ratio)
+        return ratios
 
     def factor(self, index: int, size: Tensor, choice: Choice) -> Tensor:
         """What is left of every unit; of those that are safe, and of one that ties with the last to go, all."""
@@ -80,8 +86,9 @@ class StraightThrough(LatentForm):
         if self._counted:  # between counts nothing ties
             ties = (ratios <= xi).logical_and_(choice.kept)
             whole = ties if whole is None else ties.logical_or_(whole)
-        left = lowered(ratios, xi, self._pull.bias).clamp_(min=torch.finfo(ratios.dtype).eps).mul_(choice.kept)
-        return left if whole is None or not bool(whole.any()) else left.masked_fill_(whole, 1)
+        for part, kept in pieces(ratios, choice.kept):
+            lowered(part, xi, self._pull.bias).clamp_(min=torch.finfo(ratios.dtype).eps).mul_(kept)
+        return ratios if whole is None or not bool(whole.any()) else ratios.masked_fill_(whole, 1)
 
     def finish(self) -> None:
         """The second moments are not looked at again."""
