@@ -21,8 +21,8 @@ from torch import Tensor
 
 from shrinkage.core.errors import DivergedError
 from shrinkage.core.latent import Choice, LatentForm
-from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.pieces import pieces
+from shrinkage.core.protocols import AdaptivePull
 from shrinkage.core.proximal import lowered
 from shrinkage.core.slots import Slot, root_mean_square, typical_roots
 
