@@ -590,7 +590,8 @@ class Passed(torch.autograd.Function):
         ctx.save_for_backward(theta)
         ctx.solver = solver
         solver._latents[0] = theta.detach().clone()
-        return solver._effective(0)
+        solver._write([0])
+        return solver._slots[0].parameter.detach().clone()
 
     @staticmethod
     def backward(ctx, gradient):
