@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import shlex
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -39,12 +40,13 @@ def test_a_part_from_nothing_and_again(tmp_path):
     table, done = carry_out(path)
     outcomes = load(path)
     tuning = [outcome for outcome in outcomes if outcome.trial.validation]
+    own, shared = tuning[:9], tuning[9:]  # what others chose comes after a method's own trials
+    assert Counter(outcome.trial.method for outcome in own) == dict.fromkeys(PART.methods, 3)
     assert PART.trainings == 9 + 2 * 2 + 1 + 2  # tuning, table, dense, pairs
+    assert len(done) == len(outcomes) == PART.trainings + len(shared)
     chosen = {settings(outcome) for outcome in table.outcomes}
-    alone = {settings(outcome) for outcome in tuning[:9]}
-    shared = len(tuning) - 9  # what others chose, and was not among a method's own trials
-    assert len(done) == len(outcomes) == PART.trainings + shared
-    assert chosen <= alone
+    assert shared
+    assert chosen <= {settings(outcome) for outcome in own}
     for method in PART.methods:
         tried = {settings(outcome): outcome.accuracy for outcome in tuning if outcome.trial.method == method}
         (used,) = {settings(outcome) for outcome in table.outcomes if outcome.trial.method == method}
