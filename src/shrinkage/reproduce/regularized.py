@@ -81,6 +81,7 @@ class Part:
         tuning_seeds: trainings of each rate to choose by; 0: the first rate.
         held_out: training images that rates are chosen on.
         halved: the learning rate is halved every 25 epochs; else it follows half a cosine.
+        channels_last: memory is laid out so, which is faster and rounds differently.
     """
 
     title: str
@@ -96,6 +97,7 @@ class Part:
     held_out: int = 5000
     halved: bool = False
     lrs: tuple[float, ...] = ()
+    channels_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,13 +184,13 @@ PARTS: Mapping[str, Part] = {
     "lenet-5-1000": Part("LeNet-5 on 1,000 images of MNIST", "mnist", "lenet-5", 1000, 60, 50, 0.05, _ALL),
     "scaling": Part(
         "a small CNN on 1,000 images of MNIST, by scaling", "mnist", "small-cnn", 1000, 60, 50, 0.05, _SCALINGS,
-        lrs=(0.05, 0.1, 0.2, 0.4),
+        lrs=(0.05, 0.1, 0.2, 0.4), channels_last=True,
     ),
-    "mnist": Part("a small CNN on MNIST", "mnist", "small-cnn", None, 10, 128, 0.05, _ALL),
-    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 5, 128, 0.05, _ALL),
+    "mnist": Part("a small CNN on MNIST", "mnist", "small-cnn", None, 10, 128, 0.05, _ALL, channels_last=True),
+    "lenet-5": Part("LeNet-5 on MNIST", "mnist", "lenet-5", None, 5, 128, 0.05, _ALL, channels_last=True),
     "cifar10-first": Part(
         "VGG-16 on CIFAR-10, first convolution", "cifar10", "vgg-16", None, 300, 100, 0.06,
-        ("none", "first", "first-plus"), seeds=3, tuning_seeds=0, halved=True,
+        ("none", "first", "first-plus"), seeds=3, tuning_seeds=0, halved=True, channels_last=True,
     ),
 }  # fmt: skip
 """The parts by name."""
@@ -223,6 +225,8 @@ class Trial:
         """As plain values; what the part says belongs to them."""
         part = dataclasses.asdict(PARTS[self.part])
         own = {key: part[key] for key in ("data", "model", "images", "epochs", "batch_size", "halved")}
+        if part["channels_last"]:
+            own["channels_last"] = True
         return {**dataclasses.asdict(self), **own, "lr": self.start}
 
 
@@ -271,7 +275,8 @@ def train(trial: Trial, data: Data, where: torch.device) -> tuple[nn.Module, Spl
     factory = small_cnn if part.model == "small-cnn" else MODELS[part.model]
     fresh = factory(data.input_shape, data.num_classes)
     assert isinstance(fresh, nn.Sequential)
-    model = method.apply(fresh, trial.p).to(where)
+    layout = torch.channels_last if part.channels_last else torch.preserve_format
+    model = method.apply(fresh, trial.p).to(where, memory_format=layout)  # type: ignore[call-overload]
     images = data.train if part.images is None else data.train.take(
         permutation(len(data.train), trial.seed)[: part.images]
     )  # fmt: skip
@@ -287,11 +292,13 @@ def train(trial: Trial, data: Data, where: torch.device) -> tuple[nn.Module, Spl
             done = (epoch * steps + step) / (part.epochs * steps)
             optimizer.param_groups[0]["lr"] = trial.start * (halving(epoch) if part.halved else cosine(done))
             optimizer.zero_grad()
-            loss(model, data, x[index], y[index]).backward()  # type: ignore[no-untyped-call]
+            loss(model, data, x[index], y[index], layout).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return model, images
 
 
-def loss(model: nn.Module, data: Data, x: Tensor, y: Tensor) -> Tensor:
+def loss(
+    model: nn.Module, data: Data, x: Tensor, y: Tensor, layout: torch.memory_format = torch.preserve_format
+) -> Tensor:
     """Cross-entropy of raw images."""
-    return functional.cross_entropy(model(data.prepare(x)), y)
+    return functional.cross_entropy(model(data.prepare(x).to(memory_format=layout)), y)
