@@ -22,32 +22,26 @@ moments about zero are used, the mean square in place of the variance, which sta
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Self, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils import _pytree
 
-from shrinkage.core.errors import InputError, StateError, TargetError
+from shrinkage.core.errors import InputError, StateError
 from shrinkage.core.hooks import unwrap_optimizer
 from shrinkage.core.selection import unwrap
-from shrinkage.deploy.rework import Arguments
-from shrinkage.deploy.surgery import reshape_like
 from shrinkage.deploy.tracing import arguments, stored
-from shrinkage.noiseout.correlation import Relation, mean_correlation
-from shrinkage.noiseout.foldable import Foldable, Group, head_of, removable
-from shrinkage.noiseout.measure import measure
+from shrinkage.noiseout.foldable import head_of
+from shrinkage.noiseout.neurons import Neurons
 from shrinkage.noiseout.noise import Gaussian, Noise, NoiseOutputs
-from shrinkage.noiseout.partners import By, Candidates, Step, Stock, choose
+from shrinkage.noiseout.partners import By
 from shrinkage.noiseout.quota import quota_of, whole
-from shrinkage.noiseout.removal import Snapshot, columns, remove, taken_over
+from shrinkage.noiseout.removal import Snapshot
 from shrinkage.noiseout.rounds import Score, Train, number, to_target, while_good
-from shrinkage.noiseout.shrunk import Fold, Shrunk, Units
+from shrinkage.noiseout.shrunk import Shrunk, Units
 
 _FORMAT = 1
 _NOISE = Gaussian()
@@ -129,21 +123,14 @@ class NoiseOut:
         if not _positive(strength):
             raise InputError(f"strength must be greater than 0 (noise=None: no noise outputs), got {strength!r}")
         self._model = unwrap(model)
-        self._inputs = arguments(example)
-        self._by = by
-        self._foldable: Foldable | None
-        self._foldable, self._names = removable(self._model, self._inputs)
-        stay = [group.name for group in self._foldable.groups if group.name not in self._names]
-        self._left = [*stay, *self._foldable.fixed]
-        self._leave_out([exclude] if isinstance(exclude, str) else list(exclude))
-        self._head = head_of(self._model, self._inputs, head) if noise is not None else ""
+        inputs = arguments(example)
+        self._hidden = Neurons(self._model, inputs, by, [exclude] if isinstance(exclude, str) else list(exclude))
+        self._head = head_of(self._model, inputs, head) if noise is not None else ""
         self._noise, self._outputs, self._strength, self._seed = noise, outputs, strength, seed
         self._beside: NoiseOutputs | None = None
         self._pending: Mapping[str, Any] | None = None
         self._optimizers: list[Optimizer] | None = None
-        self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
         self._before = self._now()
-        self._shapes = {name: tensor.shape for name, tensor in stored(self._model).items()}
 
     # ---- training -------------------------------------------------------------------------------
 
@@ -203,12 +190,12 @@ class NoiseOut:
     @property
     def neurons(self) -> dict[str, int]:
         """How many neurons or channels each layer has now, of those layers that can lose some."""
-        return dict(self._sizes)
+        return self._hidden.sizes
 
     @property
     def parameters(self) -> int:
         """How many parameters the model has now."""
-        return sum(parameter.numel() for parameter in self._model.parameters())
+        return self._hidden.parameters
 
     def correlation(self, batches: Iterable[Any]) -> dict[str, float]:
         """The mean of :math:`|ρ|` over all pairs of neurons of a layer that are not constant.
@@ -219,9 +206,7 @@ class NoiseOut:
         Returns:
             By layer; NaN where fewer than two neurons vary.
         """
-        _, groups = self._look()
-        moments = measure(self._model, groups, batches, len(self._inputs[0]), readers=1)
-        return {group.name: mean_correlation(sums[0]) for group, sums in zip(groups, moments, strict=True)}
+        return self._hidden.correlation(batches)
 
     # ---- removal --------------------------------------------------------------------------------
 
@@ -249,30 +234,21 @@ class NoiseOut:
             StateError: if an activation is NaN or infinite, or in inference mode.
             TargetError: if fewer can go; nothing is changed then.
         """
-        quota = quota_of(self._sizes, self.parameters, neurons, parameters)
-        if parameters is not None and (fewest := self.fewest) > parameters:
-            raise TargetError(
-                f"{fewest:,} parameters are left where every layer has one neuron: {parameters:,} cannot be reached"
-            )
-        wanted = sum(quota or ()) if isinstance(neurons, Mapping) else neurons
-        return self._prune(batches, wanted, quota, parameters, exact=True)
+        before = self._now()
+        folds = self._hidden.prune(batches, neurons, parameters, self._optimizers or [], self._beside)
+        return replace(self.result(before), folds=tuple(folds))
 
     def prune_up_to(self, batches: Iterable[Any], neurons: int) -> Shrunk:
         """The same for as many neurons over all layers, or for as many as can go."""
-        whole("neurons", neurons, 0, sum(self._sizes.values()), "that go at most")
-        return self._prune(batches, neurons, None, None, exact=False)
+        whole("neurons", neurons, 0, sum(self._hidden.sizes.values()), "that go at most")
+        before = self._now()
+        folds = self._hidden.prune_up_to(batches, neurons, self._optimizers or [], self._beside)
+        return replace(self.result(before), folds=tuple(folds))
 
     @property
     def fewest(self) -> int:
         """How many parameters are left when all neurons have gone that can."""
-        foldable, groups = self._look()
-        stock = self._stock(foldable, groups)
-        units = [(index, unit) for index, group in enumerate(groups) for unit in range(len(group.sets))]
-        while stay := [(index, unit) for index, unit in units if not stock.take(index, unit)]:
-            if len(stay) == len(units):
-                break
-            units = stay  # what could not go may be able to without others that have gone since
-        return foldable.parameters_left(self._model)(stock.kept)
+        return self._hidden.fewest
 
     def run(
         self,
@@ -332,7 +308,7 @@ class NoiseOut:
             hold = None if baseline is None else number(baseline)
             done = while_good(self, self._model, train, batches, score, tolerance, hold, share, refusals)
         else:
-            quota_of(self._sizes, self.parameters, neurons, parameters)
+            quota_of(self.neurons, self.parameters, neurons, parameters)
             whole("rounds", rounds, 1, 100_000, "of removals")
             done = to_target(self, self._model, train, batches, score, neurons, parameters, rounds)
         rounds_done = tuple(done)
@@ -345,7 +321,7 @@ class NoiseOut:
             What goes back there when it is called, any number of times. It raises StateError if :meth:`attach` or
             :meth:`finish` has been called in between, since the optimisers hold other parameters then.
         """
-        attached, beside, sizes = self._optimizers, self._beside, dict(self._sizes)
+        attached, beside, sizes = self._optimizers, self._beside, self.neurons
         optimizers = attached or []
         snapshot = Snapshot.of(self._model, optimizers)
         noise = None if beside is None else beside.state_dict()
@@ -356,7 +332,7 @@ class NoiseOut:
             snapshot.restore(self._model, optimizers)
             if beside is not None and noise is not None:
                 beside.restore(noise)
-            self._sizes, self._foldable = dict(sizes), None
+            self._hidden.restored(sizes)
 
         return back
 
@@ -385,14 +361,12 @@ class NoiseOut:
             raise InputError(f"this is not the state of NoiseOut (format {state.get('format')}, needs {_FORMAT})")
         if self._optimizers is not None:
             raise StateError("load the state of NoiseOut before attach(): optimisers are built for the smaller model")
-        if set(state["before"][0]) != set(self._sizes):
+        if set(state["before"][0]) != set(self.neurons):
             raise InputError(
-                f"this state is of layers {', '.join(state['before'][0])}, and here {', '.join(self._sizes)} can lose "
+                f"this state is of layers {', '.join(state['before'][0])}, and here {', '.join(self.neurons)} can lose "
                 "neurons: give the same model, example and exclude="
             )
-        reshape_like(self._model, state["shapes"])
-        self._foldable = None
-        self._sizes = {group.name: len(group.sets) for group in self._look()[1]}
+        self._hidden.reshape(state["shapes"])
         self._before = dict(state["before"][0]), int(state["before"][1])
         self._pending = state["noise"]
 
@@ -400,103 +374,11 @@ class NoiseOut:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to nothing; it knows the noise outputs as they are, for its own :meth:`attach`."""
-        unattached = {"_foldable": None, "_optimizers": None, "_beside": None, "_pending": self._noise_state()}
+        unattached = {"_optimizers": None, "_beside": None, "_pending": self._noise_state()}
         return {**self.__dict__, **unattached}
 
     def _noise_state(self) -> Mapping[str, Any] | None:
         return self._pending if self._beside is None else self._beside.state_dict()
-
-    def _leave_out(self, patterns: Sequence[str]) -> None:
-        assert self._foldable is not None
-        known = {
-            group.name: [group.name, *group.layers] for group in self._foldable.groups if group.name in self._names
-        }
-        out = {pattern: {n for n, names in known.items() if fnmatch.filter(names, pattern)} for pattern in patterns}
-        for pattern, found in out.items():
-            if not found:
-                raise InputError(
-                    f"exclude={pattern!r} matches no layer that can lose neurons: {', '.join(self._names)}"
-                )
-        self._names = [name for name in self._names if not any(name in found for found in out.values())]
-        if not self._names:
-            stay = f" ({', '.join(self._left)} cannot)" if self._left else ""
-            raise InputError(
-                f"{type(self._model).__name__} has no layer that can lose neurons{stay}: neurons and channels can go "
-                "that linear layers and convolutions write and read, with element-wise operations, BatchNorm and "
-                "pooling between"
-            )
-
-    def _look(self) -> tuple[Foldable, list[Group]]:
-        foldable = self._foldable or Foldable(self._model, _moved(self._inputs, self._model))
-        self._foldable = foldable  # as long as nothing is removed
-        found = {group.name: group for group in foldable.groups}
-        return foldable, [found[name] for name in self._names]
-
-    def _stock(self, foldable: Foldable, groups: Sequence[Group]) -> Stock:
-        return Stock(
-            [group.sets for group in groups],
-            foldable.dimensions(),
-            lambda kept: foldable.fits(kept, self._shapes),
-            foldable.count,
-        )
-
-    def _prune(
-        self,
-        batches: Iterable[Any],
-        neurons: int | None,
-        quota: Sequence[int] | None,
-        parameters: int | None,
-        exact: bool,
-    ) -> Shrunk:
-        if torch.is_inference_mode_enabled():
-            raise StateError(
-                "prune() changes parameters that are to be trained on: call it outside torch.inference_mode"
-            )
-        foldable, groups = self._look()
-        found = measure(self._model, groups, batches, len(self._inputs[0]))
-        relations = []
-        for group in groups:  # the moments go as relations come
-            moments = found.pop(0)
-            relations.append([Relation(moments.pop(0), reader.home is not None) for reader in group.readers])
-        candidates = [
-            Candidates(some, columns(self._model, group), self._by)
-            for group, some in zip(groups, relations, strict=True)
-        ]
-        stock = self._stock(foldable, groups)
-        if parameters is not None:
-            left = foldable.parameters_left(self._model)
-            steps = choose(candidates, stock, lambda steps: left(stock.kept) <= parameters)
-        else:
-            steps = choose(candidates, stock, lambda steps: len(steps) == neurons, quota)
-            if exact and neurons is not None and len(steps) < neurons:
-                raise TargetError(
-                    f"only {len(steps)} of {neurons} neurons can go: every layer keeps one, and groups of a "
-                    "convolution stay alike"
-                )
-        return self._remove(foldable, groups, relations, steps)
-
-    def _remove(
-        self,
-        foldable: Foldable,
-        groups: Sequence[Group],
-        relations: Sequence[Sequence[Relation]],
-        steps: Sequence[Step],
-    ) -> Shrunk:
-        before = self._now()
-        beside = self._beside
-        path, weight = (None, None) if beside is None else (beside.path, beside.weight)
-        found = taken_over(self._model, groups, relations, steps, path, weight)
-        gone = [int(groups[step.group].sets[step.unit]) for step in steps]
-        plan = foldable.plan(gone, found.shifts)
-        remove(self._model, plan, self._optimizers or [])
-        self._foldable = None
-        if beside is not None and found.beside is not None:
-            beside.shrink(*found.beside, plan.cuts[f"{beside.path}.weight"][1], self._optimizers or [])
-        names = [group.name for group in groups]
-        for step in steps:
-            self._sizes[names[step.group]] -= 1
-        folds = [Fold(names[s.group], s.unit, s.partner, math.sqrt(s.explained)) for s in steps]
-        return replace(self.result(before), folds=tuple(folds))
 
     def _now(self) -> tuple[dict[str, int], int]:
         return self.neurons, self.parameters
@@ -506,18 +388,11 @@ class NoiseOut:
         sizes, parameters = before or self._before
         return Shrunk(
             "NoiseOut",
-            {name: Units(sizes[name], count) for name, count in self._sizes.items()},
+            {name: Units(sizes[name], count) for name, count in self.neurons.items()},
             Units(parameters, self.parameters),
-            left=tuple(self._left),
+            left=tuple(self._hidden.fixed),
         )
 
 
 def _positive(value: object) -> bool:
     return isinstance(value, int | float) and 0 < value < math.inf
-
-
-def _moved(inputs: Arguments, model: nn.Module) -> Arguments:
-    """The example where the model is now."""
-    device = next(model.parameters()).device
-    moved: Arguments = _pytree.tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, inputs)
-    return moved

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -189,7 +189,7 @@ class NoiseOutputs:
         self.loss, self.heard = loss.detach(), True
         return loss
 
-    def shrink(self, change: Tensor, constant: Tensor, places: Tensor | None, optimizers: list[Optimizer]) -> None:
+    def shrink(self, change: Tensor, constant: Tensor, places: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
         """Take over what the head's inputs that go have said, and lose their columns, as the head does."""
         size = self.weight.shape
         forget(self.weight)
