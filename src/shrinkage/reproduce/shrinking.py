@@ -92,7 +92,7 @@ PARTS: Mapping[str, Part] = {
         sigmoid=True, strength=2.0, start=0.5, end=0.65, held_out=300,
     ),
     "mnist": Part(
-        "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", 20, 128, 0.05, (0.4, 0.221, 0.15, 0.099, 0.06, 0.04), 5
+        "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", 20, 128, 0.05, (0.4, 0.221, 0.2, 0.15, 0.099, 0.06, 0.04), 5
     ),
     "mnist-sigmoid": Part(
         "LeNet-300-100 with sigmoids on MNIST", "mnist", "lenet-300-100", 20, 128, 0.1, (0.221, 0.06), 5, (),
