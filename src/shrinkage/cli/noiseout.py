@@ -15,7 +15,7 @@ def noiseout(
     part: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which network: mnist (LeNet-300-100), mnist-sigmoid or lenet-5; may be repeated. [default: all]"
+            help="Which: mnist (LeNet-300-100), mnist-strong, mnist-sigmoid or lenet-5; may be repeated. [default: all]"
         ),
     ] = None,
     quick: Quick = False,
@@ -36,7 +36,7 @@ def noiseout(
         from shrinkage.reproduce.noiseout import reproduce
         from shrinkage.reproduce.run import device as find_device
 
-        names = parts(part, quick, ["quick", "quick-sigmoid"], ["mnist", "mnist-sigmoid", "lenet-5"])
+        names = parts(part, quick, ["quick", "quick-sigmoid"], ["mnist", "mnist-strong", "mnist-sigmoid", "lenet-5"])
         where = find_device(device)
         found = reproduce(names, out, data_dir=data_dir, where=where, processes=at_a_time(processes, where), tell=say)
         for name, evidence in found.items():

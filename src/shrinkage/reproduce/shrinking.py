@@ -79,20 +79,26 @@ class Part:
     sparse: tuple[float, ...] = (0.8, 0.95)
     sigmoid: bool = False
     outputs: int = 100
-    strength: float = 10.0
+    strength: float = 1.0
     start: float = 0.25
     end: float = 0.65
     held_out: int = 5000
 
 
 PARTS: Mapping[str, Part] = {
-    "quick": Part("LeNet-300-100 on digits", "digits", "mlp", 20, 32, 0.05, (0.2, 0.05), 3, held_out=300),
+    "quick": Part(
+        "LeNet-300-100 on digits", "digits", "mlp", 20, 32, 0.05, (0.2, 0.05), 3, strength=10.0, held_out=300
+    ),
     "quick-sigmoid": Part(
         "LeNet-300-100 with sigmoids on digits", "digits", "mlp", 40, 32, 0.2, (0.1,), 3, (),
         sigmoid=True, strength=2.0, start=0.5, end=0.65, held_out=300,
     ),
     "mnist": Part(
         "LeNet-300-100 on MNIST", "mnist", "lenet-300-100", 20, 128, 0.05, (0.4, 0.221, 0.2, 0.15, 0.099, 0.06, 0.04), 5
+    ),
+    "mnist-strong": Part(
+        "LeNet-300-100 on MNIST, noise ten times as strong", "mnist", "lenet-300-100", 20, 128, 0.05, (0.15, 0.06), 5,
+        (), strength=10.0,
     ),
     "mnist-sigmoid": Part(
         "LeNet-300-100 with sigmoids on MNIST", "mnist", "lenet-300-100", 20, 128, 0.1, (0.221, 0.06), 5, (),
@@ -135,10 +141,9 @@ class Trial:
     def settings(self) -> dict[str, Any]:
         """As plain values; what the part says belongs to them."""
         part = dataclasses.asdict(PARTS[self.part])
-        own = {
-            key: part[key] for key in ("epochs", "batch_size", "lr", "sigmoid", "outputs", "strength", "start", "end")
-        }
-        return {**dataclasses.asdict(self), **own}
+        noisy = self.method == "noiseout" and self.noise != "none"
+        keys = ("epochs", "batch_size", "lr", "sigmoid", "start", "end", *(("outputs", "strength") if noisy else ()))
+        return {**dataclasses.asdict(self), **{key: part[key] for key in keys}}
 
 
 @functools.lru_cache(maxsize=2)
