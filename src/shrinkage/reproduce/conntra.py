@@ -140,15 +140,29 @@ class Comparison:
         """The same as plain values."""
         return {"task": self.task, "outcomes": {method: list(found) for method, found in self.outcomes.items()}}
 
+    def behind(self, method: str) -> list[float]:
+        """Points of test error by which a method is worse than backpropagation, seed by seed."""
+        pairs = zip(self.outcomes[method], self.outcomes["backprop"], strict=True)
+        return [mine["test_error"] - other["test_error"] for mine, other in pairs]
+
     def sheet(self) -> Sheet:
         """As a table."""
         rows: list[list[object]] = []
         for method, found in self.outcomes.items():
             size, double = found[0]["bytes"], 8 * found[0]["weights"]
-            errors = (mean([each[key] for each in found]) for key in ("train_error", "test_error"))
+            errors = [mean([each[key] for each in found]) for key in ("train_error", "test_error")]
+            more = None if method == "backprop" else mean(self.behind(method), sign="+")
             seconds = statistics.mean(each["seconds"] for each in found)
-            rows.append([METHODS[method], *errors, size, f"{double / size:.1f} ×", f"{seconds:.1f}"])
-        header = ["method", "training error, %", "test error, %", "bytes", "smaller than double", "seconds"]
+            rows.append([METHODS[method], *errors, more, size, f"{double / size:.1f} ×", f"{seconds:.1f}"])
+        header = [
+            "method",
+            "training error, %",
+            "test error, %",
+            "more than backpropagation",
+            "bytes",
+            "smaller than double",
+            "seconds",
+        ]
         seeds = len(self.outcomes["conntra"])
         several = f" (mean ± standard error of {seeds})" if seeds > 1 else ""
         if (restarts := TASKS[self.task].restarts) > 1:
