@@ -63,6 +63,17 @@ def test_from_nothing_and_again(tmp_path):
     assert {**again, "seconds": 0} == {**found[-1], "seconds": 0}
 
 
+def test_errors_are_compared_seed_by_seed():
+    errors = {"conntra": [3.0, 2.0], "backprop": [1.0, 2.0], "straight-through": [1.0, 1.0]}
+    rest = {"train_error": 0.0, "bytes": 8, "weights": 4, "seconds": 1.0}
+    table = evidence.Comparison(
+        "mnist", {method: [{"test_error": error, **rest} for error in found] for method, found in errors.items()}
+    )
+    assert table.behind("conntra") == [2.0, 0.0]
+    column = table.sheet().header.index("more than backpropagation")
+    assert [row[column] for row in table.sheet().rows] == ["+1.00 ± 1.00", None, "-0.50 ± 0.50"]
+
+
 @pytest.mark.parametrize("method", evidence.METHODS)
 def test_each_method_has_its_restarts_and_the_least_training_loss_is_taken(method, monkeypatch):
     task = replace(TASKS["iris"], phases=(Phase("exhaustive", 1),), restarts=3, epochs=3)
