@@ -5,6 +5,7 @@ The translation from TeX is docutils' own. What it cannot translate stops the bu
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -13,8 +14,12 @@ from sphinx.application import Sphinx
 
 
 def translate(tex: str, *, as_block: bool) -> str:
-    """MathML, with bars set close to what they enclose and not like an operator between two terms."""
-    mathml: str = tex2mathml(tex, as_block=as_block)
+    """MathML, with bars set close to what they enclose and not like an operator between two terms.
+
+    Norms and absolute values become one term, so that an exponent is that of the whole and not of the bar before it.
+    """
+    whole = re.sub(r"\\l([Vv])ert\b(.*?)\\r\1ert\b", r"{\\l\1ert\2\\r\1ert}", tex)
+    mathml: str = tex2mathml(whole, as_block=as_block)
     return mathml.replace('<mo stretchy="false">|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')
 
 
