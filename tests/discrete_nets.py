@@ -72,4 +72,4 @@ def layers(net):
 
 def kept(cache):
     """All that a cache keeps."""
-    return [*cache._inputs, *cache._padded, *cache._z, *cache._z_of, cache._outputs, cache.losses]
+    return [*cache._inputs, *cache._padded, *cache._z.values(), *cache._z_of, cache._outputs, cache.losses]

@@ -50,6 +50,24 @@ def test_a_trial_is_the_change_of_the_loss_and_the_cache_follows(build, values):
     assert changes > len(sites) / 2
 
 
+def test_weights_changed_by_others_are_seen_after_a_refresh():
+    net = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 3)).double()
+    x, y = examples(net)
+    method = trainer(net)
+    cache, sites = method.cache(x, y), method.sites()
+    for _ in range(2):
+        for number in range(len(sites)):
+            weight, table = sites.coordinate(number)
+            tried(cache, weight, others(weight, table)[:1])
+        method.begin(torch.Generator().manual_seed(1))
+        cache.refresh()
+    for number in range(len(sites)):
+        weight, table = sites.coordinate(number)
+        targets = others(weight, table)[:1]
+        ours, theirs = (tried(which, weight, targets) for which in (cache, method.cache(x, y)))
+        assert (ours and ours.falls) == (theirs and theirs.falls)
+
+
 def test_an_input_that_is_always_zero_needs_no_trial():
     net = mlp()
     x, y = examples(net)

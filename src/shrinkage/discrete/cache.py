@@ -76,7 +76,7 @@ class Cache:
         self._x, self._y = x, y
         self._loss = loss
         self.temperature = temperature
-        self._columns: list[tuple[Tensor, Tensor]] | None = None
+        self._columns: list[dict[int, tuple[Tensor, Tensor]]] = [{} for _ in range(len(chain.stages) + 1)]
         self.refresh()
         if not math.isfinite(self.total):
             raise DivergedError(
@@ -90,14 +90,17 @@ class Cache:
             x = self._chain.first(self._x)
             self._padded: list[Tensor] = []
             self._inputs: list[Tensor] = []  # by channel; the last one holds the network's outputs
-            self._z: list[Tensor] = []  # by example
+            self._z: dict[int, Tensor] = {}  # by example, of the stages after the first
             self._z_of: list[Tensor] = []  # by channel
+            for columns in self._columns[1:]:  # the network's own inputs stay as they are
+                columns.clear()
             for stage in self._chain.stages:
                 padded, inner = _padded(stage, x)
                 self._padded.append(padded)
                 self._inputs.append(inner)
                 z = stage.forward(x)
-                self._z.append(z)
+                if stage is not self._chain.stages[0]:
+                    self._z[len(self._z_of)] = z
                 self._z_of.append(z.transpose(0, 1).contiguous())
                 x = stage.outputs(z)
         except RuntimeError as error:
@@ -210,8 +213,11 @@ class Cache:
         changed = change.flatten(0, 1)
         hit = (changed.flatten(1) != 0).any(1) if changed[0].numel() > 1 else changed.flatten() != 0
         index = hit.nonzero()[:, 0]
-        value = index // count
-        rows = index - value * count
+        if len(deltas) == 1:
+            value, rows = torch.zeros_like(index), index
+        else:
+            value = index // count
+            rows = index - value * count
         rows = rows if touched is None else touched.index_select(0, rows)
         inner = inner.index_select(0, index)
         further: list[tuple[Tensor, Tensor]] = []
@@ -228,33 +234,46 @@ class Cache:
                 z_after = after.forward(outputs)
                 outputs = after.outputs(z_after)
                 further.append((z_after, outputs))
-        losses = self._loss(outputs if self.temperature == 1 else outputs / self.temperature, self._y[rows])
-        falls = torch.zeros(len(deltas), dtype=torch.float64, device=losses.device)
-        falls.index_add_(0, value, (losses - self.losses.index_select(0, rows)).double())
+        outputs = outputs if self.temperature == 1 else outputs / self.temperature
+        losses = self._loss(outputs, self._y.index_select(0, rows))
+        rises = losses - self.losses.index_select(0, rows)
+        if len(deltas) == 1:
+            falls = rises.sum(dtype=torch.float64).unsqueeze(0)
+        else:
+            falls = torch.zeros(len(deltas), dtype=torch.float64, device=losses.device)
+            falls.index_add_(0, value, rises.double())
         sure = [fall if math.isfinite(fall) else math.inf for fall in falls.tolist()]
         return Trial(sure, stage, channel, touched, z, value, rows, inner, further, losses)
 
     @torch.no_grad()
     def accept(self, trial: Trial, chosen: int) -> None:
         """Let the cache follow a change; the weight itself is the caller's to set."""
-        mine = (trial.value == chosen).nonzero()[:, 0]
-        rows, stage = trial.rows[mine], trial.stage
-        everywhere = slice(None) if trial.touched is None else trial.touched
-        self._z_of[stage][trial.channel][everywhere] = trial.z[chosen]
-        self._z[stage][everywhere, trial.channel] = trial.z[chosen]
+        mine: slice | Tensor = slice(None) if len(trial.falls) == 1 else (trial.value == chosen).nonzero()[:, 0]
+        rows, stage, z = trial.rows[mine], trial.stage, trial.z[chosen]
+        kept = [self._z_of[stage][trial.channel]]
+        if stage in self._z:
+            kept.append(self._z[stage][:, trial.channel])
+        for each in kept:
+            if trial.touched is None:
+                each.copy_(z)
+            else:
+                each.index_copy_(0, trial.touched, z)
         inner = trial.inner[mine]
         width = inner.shape[1]
         first, last = trial.channel * width, (trial.channel + 1) * width
-        self._inputs[stage + 1][first:last, rows] = inner.transpose(0, 1)
-        for later, (z, outputs) in enumerate(trial.further, stage + 1):
-            self._z[later][rows] = z[mine]
-            self._z_of[later][:, rows] = z[mine].transpose(0, 1)
-            self._inputs[later + 1][:, rows] = outputs[mine].transpose(0, 1)
+        self._inputs[stage + 1][first:last].index_copy_(1, rows, inner.transpose(0, 1))
+        for index in range(first, last):
+            self._columns[stage + 1].pop(index, None)
+        for later, (z_after, outputs) in enumerate(trial.further, stage + 1):
+            self._z[later].index_copy_(0, rows, z_after[mine])
+            self._z_of[later].index_copy_(1, rows, z_after[mine].transpose(0, 1))
+            self._inputs[later + 1].index_copy_(1, rows, outputs[mine].transpose(0, 1))
+            self._columns[later + 1].clear()
         if trial.further:
-            self._outputs[rows] = trial.further[-1][1][mine]
+            self._outputs.index_copy_(0, rows, trial.further[-1][1][mine])
         else:
-            self._outputs[rows, first:last] = inner
-        self.losses[rows] = trial.losses[mine]
+            self._outputs[:, first:last].index_copy_(0, rows, inner)
+        self.losses.index_copy_(0, rows, trial.losses[mine])
         self.total += trial.falls[chosen]
 
     def _column(self, stage: int, place: Place) -> tuple[Tensor | None, Tensor]:
@@ -271,11 +290,10 @@ class Cache:
             columns = slice(left, left + right * (z.shape[2] - 1) + 1, right)
             return None, self._padded[stage][channel][:, rows, columns]
         (index,) = place
-        if stage == 0:  # the network's own inputs stay as they are
-            if self._columns is None:
-                self._columns = [_nonzeros(column) for column in self._inputs[0]]
-            return self._columns[index]
-        return _nonzeros(self._inputs[stage][index])
+        known = self._columns[stage]
+        if index not in known:
+            known[index] = _nonzeros(self._inputs[stage][index])
+        return known[index]
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
         return self._loss(outputs / self.temperature, y)
