@@ -11,7 +11,7 @@ from torch import nn
 from discrete_nets import cnn, examples, kept, mlp, total, trainer
 from shrinkage import models
 from shrinkage.data import load
-from shrinkage.discrete import CoNNTrA, sweeps
+from shrinkage.discrete import CoNNTrA
 from shrinkage.discrete.sweeps import Memory, exhaustive, ranked, together
 
 
@@ -314,5 +314,5 @@ def test_sweeps_of_parts_of_the_examples_do_better_with_a_memory(monkeypatch):
         return 100 - method.fit(x, y, 6, batch=700, validation=seen).sweeps[-1].accuracy
 
     with_it = error()
-    monkeypatch.setattr(sweeps, "_MEMORY", 0.0)
+    monkeypatch.setattr("shrinkage.discrete.conntra.Memory", lambda: Memory(0.0))
     assert with_it < 0.7 * error()

@@ -355,3 +355,62 @@ def test_a_model_with_a_compiled_part_is_refused():
 def test_choices_that_are_none_are_refused(layers):
     with pytest.raises(InputError, match="layers must be a pattern, a type, a function"):
         convert(small(), 0.1, layers)
+
+
+@FORMS
+def test_an_interrupted_call_leaves_no_mask_behind(plus):
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    model, x = small(), torch.randn(5, 1, 8, 8)
+    plain = copy.deepcopy(model).eval()(x)
+    for heal in (lambda: model.eval(), lambda: revert(model.eval())):
+        convert(model.train(), 0.5, plus=plus)
+        handle = model[3].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(x)
+        handle.remove()
+        heal()
+        model[1].reset_running_stats()
+        assert torch.equal(model(x), plain)
+        assert isinstance(model[3].weight, nn.Parameter)
+        revert(model)
+
+
+@pytest.mark.parametrize("plus", [False, True], ids=["filter", "plus"])
+def test_each_element_of_a_vmap_draws_its_own_masks(plus):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+    convert(model, 0.3, plus=plus)
+    x = torch.randn(2, 1, 5, 5)
+
+    def call(parameters):
+        return torch.func.functional_call(model, parameters, (x,))
+
+    many = {name: torch.stack([value.detach()] * 8) for name, value in model.named_parameters()}
+    out = torch.func.vmap(call, randomness="different")(many)
+    assert len({tuple(each.flatten().tolist()) for each in out}) == 8
+    whole = dict(model.named_parameters())
+    gradients = torch.func.vmap(
+        torch.func.grad(lambda parameters, one: torch.func.functional_call(model, parameters, (one[None],)).sum()),
+        (None, 0), randomness="different",
+    )(whole, torch.ones(6, 1, 5, 5))  # fmt: skip
+    assert len({tuple(each.flatten().tolist()) for each in gradients["0.weight"]}) > 1
+
+
+def test_masks_are_drawn_where_the_layer_is_whatever_the_default_device():
+    model, x = nn.Conv2d(1, 2, 3), torch.randn(2, 1, 5, 5)
+    convert(model, 0.3)
+    with torch.device("meta"):
+        assert model(x).device.type == "cpu"
+
+
+@FORMS
+def test_inputs_by_any_keyword(plus):
+    class Own(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    model = Own(1, 2, 3)
+    convert(model, 0.3, plus=plus)
+    assert model(x=torch.randn(2, 1, 5, 5)).shape == (2, 2, 3, 3)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 
 from noisy import INPUTS, method, mlp, step
-from shrinkage.core.errors import InputError, StateError
+from shrinkage.core.errors import InputError, StateError, TargetError
 from shrinkage.noiseout.method import NoiseOut
 
 
@@ -178,3 +178,59 @@ def test_a_state_of_other_layers_is_refused():
     with pytest.raises(InputError, match=r"state is of layers 2, and here 0, 2 can .* exclude="):
         method(model, noise=None).load_state_dict(first.state_dict())
     assert model[2].out_features == 16
+
+
+def test_what_cannot_be_reached_is_said_before_the_first_training():
+    grouped = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2), nn.Tanh(), nn.Conv2d(8, 3, 1)
+    )  # one would look like one group
+    images = torch.randn(50, 4, 6, 6)
+    for model, batches, budget in ((mlp(), INPUTS, {"parameters": 20}), (grouped, [images], {"neurons": 2})):
+        trained = []
+        pruning = NoiseOut(model, batches[0][:2], noise=None)
+        before = pruning.neurons
+        with pytest.raises(TargetError, match=r"cannot be reached|can go"):
+            pruning.run(trained.append, batches, **budget)
+        assert not trained
+        assert pruning.neurons == before
+
+
+def test_a_round_that_diverges_is_taken_back():
+    model = mlp()
+    pruning = method(model, noise=None)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores = iter([0.9, *[float("nan")] * 3])
+    result = pruning.run(
+        lambda net: net[0].weight.data.mul_(torch.nan), INPUTS, lambda net: next(scores), tolerance=0.1
+    )
+    assert [each.kept for each in result.rounds] == [False] * 3
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_round_that_fails_is_taken_back(error):
+    def train(net):
+        raise error
+
+    model = mlp()
+    pruning = method(model, noise=None)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error):
+        pruning.run(train, INPUTS, lambda net: 1.0, tolerance=0.1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert sum(pruning.neurons.values()) == 48
+
+
+def test_a_failed_attach_keeps_the_loaded_state():
+    model = mlp()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    pruning = method(model, outputs=7).attach(optimizer)
+    step(model, optimizer, 0)
+    state = pruning.state_dict()
+    twin = mlp()
+    other = method(twin, outputs=7)
+    other.load_state_dict(state)
+    with pytest.raises(InputError):
+        other.attach(SGD([nn.Parameter(torch.ones(1))], lr=0.1))
+    other.attach(SGD(twin.parameters(), lr=0.1))
+    assert torch.equal(other.state_dict()["noise"]["weight"], state["noise"]["weight"])

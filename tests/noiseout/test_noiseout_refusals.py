@@ -164,3 +164,11 @@ def test_calls_that_cannot_be():
     ):
         with pytest.raises(InputError, match=r"DataParallel spreads .* wrap the smaller model"):
             NoiseOut(wrapped, INPUTS[0])
+
+
+@pytest.mark.parametrize(
+    "batches", [INPUTS[0], (INPUTS[0], torch.zeros(len(INPUTS[0]), dtype=torch.long))], ids=["x", "xy"]
+)
+def test_one_batch_in_the_place_of_many(batches):
+    with pytest.raises(InputError, match="a list or a loader"):
+        method(mlp(), noise=None).prune(batches, 3)

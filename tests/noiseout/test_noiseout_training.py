@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.optim import SGD, Adafactor, Adam, AdamW, RMSprop
 
@@ -111,3 +112,21 @@ def test_a_memory_that_cannot_be_cut_is_refused_before_anything_changes():
     with pytest.raises(InputError, match=r"LBFGS keeps .* train with SGD"):
         pruning.prune(INPUTS, 3)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_channels_last_stays():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 3),
+    ).to(memory_format=torch.channels_last)  # fmt: skip
+    x = torch.randn(20, 3, 8, 8).to(memory_format=torch.channels_last)
+    optimizer = Adam(model.parameters())
+    pruning = NoiseOut(model, x[:2]).attach(optimizer)
+    model(x).sum().backward()
+    optimizer.step()
+    pruning.prune([x], {"0": 3, "2": 3})
+    for conv in (model[0], model[2]):
+        held = conv.weight, conv.weight.grad, optimizer.state[conv.weight]["exp_avg"]
+        assert all(each.is_contiguous(memory_format=torch.channels_last) for each in held)
+    assert not model[2].weight.is_contiguous()

@@ -105,7 +105,8 @@ def refresh(model: nn.Module) -> None:
 
 
 def cut_to(tensor: Tensor, cut: Cut) -> Tensor:
-    """A copy with the places of ``cut`` only, along each dimension."""
+    """A copy with the places of ``cut`` only, along each dimension, in the same memory format."""
+    wanted = _format(tensor)
     for dim, places in enumerate(cut):
         if places is None:
             continue
@@ -115,7 +116,14 @@ def cut_to(tensor: Tensor, cut: Cut) -> Tensor:
         else:  # of each output its own inputs
             rows = torch.arange(len(places), device=tensor.device).unsqueeze(1)
             tensor = tensor[rows, places]
-    return tensor.clone()
+    return tensor.clone(memory_format=wanted)
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    for wanted, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if tensor.ndim == ndim and tensor.is_contiguous(memory_format=wanted) and not tensor.is_contiguous():
+            return wanted
+    return torch.contiguous_format
 
 
 def _groups_left(conv: _ConvNd, shape: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from shrinkage.core.errors import DivergedError, InputError
 from shrinkage.discrete.chain import Chain, Stage
+from shrinkage.discrete.losses import cross_entropy
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From outputs (M, …) and targets (M, …) to a loss for each example, shape (M,)."""
@@ -234,8 +235,7 @@ class Cache:
                 z_after = after.forward(outputs)
                 outputs = after.outputs(z_after)
                 further.append((z_after, outputs))
-        outputs = outputs if self.temperature == 1 else outputs / self.temperature
-        losses = self._loss(outputs, self._y.index_select(0, rows))
+        losses = self._losses(outputs, self._y.index_select(0, rows))
         rises = losses - self.losses.index_select(0, rows)
         if len(deltas) == 1:
             falls = rises.sum(dtype=torch.float64).unsqueeze(0)
@@ -296,7 +296,13 @@ class Cache:
         return known[index]
 
     def _losses(self, outputs: Tensor, y: Tensor) -> Tensor:
-        return self._loss(outputs / self.temperature, y)
+        """Of outputs that stay as they are, whatever the loss does to its own; in float32 at least."""
+        wide = outputs.float() if outputs.element_size() < 4 else outputs
+        if self.temperature != 1:
+            wide = wide / self.temperature
+        elif wide is outputs and self._loss is not cross_entropy:
+            wide = wide.clone()
+        return self._loss(wide, y)
 
 
 def check_examples(x: Tensor, y: Tensor) -> None:
@@ -320,12 +326,11 @@ def _nonzeros(column: Tensor) -> tuple[Tensor, Tensor]:
 
 def _padded(stage: Stage, x: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's input by channel, with its padding; and the part of that without the padding, in the same memory."""
+    wanted = "examples, features" if isinstance(stage.layer, nn.Linear) else "examples, channels, height, width"
+    if x.ndim != wanted.count(",") + 1:
+        raise InputError(f"{stage.name!r} gets an input of shape {tuple(x.shape)}; CoNNTrA needs ({wanted})")
     by_channel = x.transpose(0, 1)
     if isinstance(stage.layer, nn.Linear):
-        if x.ndim != 2:
-            raise InputError(
-                f"{stage.name!r} gets an input of shape {tuple(x.shape)}; CoNNTrA needs (examples, features)"
-            )
         inner = by_channel.contiguous()
         return inner, inner
     padding = stage.layer.padding

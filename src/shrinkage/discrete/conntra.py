@@ -212,9 +212,10 @@ class CoNNTrA:
         back.
 
         Raises:
-            StateError: if there is no model.
+            StateError: if there is no model, or its weights are no longer from the set.
         """
         trainer = self._trained()
+        trainer.follow()
         return packing.packed(trainer.model, self._values, trainer.scales, self._settings.biases)
 
     def _trained(self) -> Trainer:
@@ -300,7 +301,7 @@ class CoNNTrA:
         run = Round(self._name, trainer.model, plan, _masks(progress), index, 0, steps, put_back)
         progress.current = run
         try:
-            value = train(model, run)
+            value = _figure(train(model, run))
         finally:
             run.close()
         if not run.taken:
@@ -313,7 +314,7 @@ class CoNNTrA:
         generator = self._generator(index + 1)
         sweep = trainer.sweep(*self._data, generator, None, self._allowed(), _pruned(progress))
         progress.sweeps.append(sweep)
-        progress.rounds.append(None if value is None else float(value))
+        progress.rounds.append(value)
 
     def _prune(self, progress: _Progress, exponent: float) -> None:
         """Zero the weights that the loss misses least, to first order: −w·∂L/∂w."""
@@ -385,6 +386,18 @@ class CoNNTrA:
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def _figure(value: object) -> float | None:
+    """What a training returned, as a number or nothing.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    try:
+        return None if value is None else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"train returned {type(value).__name__}; return one number, or nothing") from error
 
 
 def _masks(progress: _Progress) -> dict[str, Tensor]:

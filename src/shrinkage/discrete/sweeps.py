@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shrinkage.discrete.cache import Cache
+from shrinkage.discrete.cache import Cache, Trial
 from shrinkage.discrete.sites import Sites
 
 _SHARE, _FIRST = 0.01, 16  # together to begin with: this share of all weights, but not fewer than this
 _SMALLEST = 4  # fewer weights are better tried one by one
 _ROUNDS = 32  # gradients in a sweep, and how often what single trials have come to is checked
+_ROWS = 1 << 18  # examples times values in work at a time: what memory a trial takes
 _FEWEST = 64  # weights that are worth a check
 _TRIES = 40  # loss evaluations of steps taken together, at most
-_MEMORY = 0.9  # weight of the gradients before in the running mean
 
 
 @dataclass
@@ -83,21 +83,29 @@ def exhaustive(cache: Cache, sites: Sites, generator: torch.Generator) -> Count:
     count, verified = Count(), _Verified(cache, sites)
     numbers = sites.free()
     numbers = numbers[torch.randperm(len(numbers), generator=generator).numpy()]
-    for part in np.array_split(numbers, min(_ROUNDS, -(-len(numbers) // _FEWEST) or 1)):
-        for number in part.tolist():
+    at_once = max(1, _ROWS // cache.examples)
+    for share in np.array_split(numbers, min(_ROUNDS, -(-len(numbers) // _FEWEST) or 1)):
+        for number in share.tolist():
             weight, table = sites.coordinate(number)
             value = weight.value
             others = [other for other in table if other != value]
             parameter = weight.site.parameter
             deltas = torch.tensor([other - value for other in others], dtype=parameter.dtype, device=parameter.device)
-            trial = cache.trial(weight.site.stage, weight.channel, weight.place, deltas)
-            if trial is None:
-                continue
-            count.trials += len(others)
-            best = min(range(len(others)), key=trial.falls.__getitem__)
-            if trial.falls[best] < -cache.margin:
-                cache.accept(trial, best)
-                weight.set(others[best])
+            best: tuple[float, int, Trial] | None = None
+            for first in range(0, len(others), at_once):
+                part = deltas[first : first + at_once]
+                trial = cache.trial(weight.site.stage, weight.channel, weight.place, part)
+                if trial is None:
+                    break
+                count.trials += len(part)
+                place = min(range(len(part)), key=trial.falls.__getitem__)
+                if best is None or trial.falls[place] < best[0]:
+                    best = trial.falls[place], first, trial
+            if best is not None and best[0] < -cache.margin:
+                fall, first, trial = best
+                place = trial.falls.index(fall)
+                cache.accept(trial, place)
+                weight.set(others[first + place])
                 count.moved += 1
         verified.check()
     return count
@@ -145,16 +153,20 @@ class Memory:
     """What steps that are taken together know from the steps and sweeps before.
 
     The sign of a single gradient says little about a weight that it hardly moves, and less about other examples; the
-    sign of a running mean is steadier. On 10,000 MNIST images, in 10 sweeps of 5,000, the error on others was 7.3 %
-    without a memory and 4.9 % with it.
+    sign of a running mean is steadier (``benchmarks/conntra_memory.py``).
+
+    Args:
+        weight: of the gradients before in the mean; 0: only the last one counts.
 
     Attributes:
         slopes: running mean of the gradients of the mean loss, one tensor a site; None before the first.
+        weight: as above.
         many: how many steps to take at once; None before the first.
         gradients: how many are in the mean.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 0.9) -> None:
+        self.weight = weight
         self.many: int | None = None
         self.forget()
 
@@ -170,7 +182,7 @@ class Memory:
             self.slopes = clean
         else:
             pairs = zip(self.slopes, clean, strict=True)
-            self.slopes = [slope.to(gradient).lerp_(gradient, 1 - _MEMORY) for slope, gradient in pairs]
+            self.slopes = [slope.to(gradient).lerp_(gradient, 1 - self.weight) for slope, gradient in pairs]
         self.gradients += 1
         return self.slopes
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from shrinkage.core.errors import InputError
+from shrinkage.core.errors import InputError, StateError
 from shrinkage.discrete.cache import Cache, Loss
 from shrinkage.discrete.chain import Chain, Stage, chain
 from shrinkage.discrete.result import Sweep
@@ -24,6 +25,7 @@ Scale = Literal["layer"] | None
 Start = Literal["random", "round"]
 
 _LLOYD = 20  # steps from a first scale to one that fits given weights
+_BEGINNINGS = (0.5, 0.75, 1.0, 1.5, 2.0)  # first scales, over that with the weights' mean square
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ class Trainer:
         self.temperature = 1.0 if settings.temperature is None else float(settings.temperature)
         for stage in self.chain.stages:
             for kind, parameter in stage.layer.named_parameters():
+                if not parameter.requires_grad and (kind == "weight" or settings.biases):
+                    raise InputError(
+                        f"{kind!r} of {stage.name!r} is frozen (requires_grad=False), and CoNNTrA would give it values "
+                        "of the set: unfreeze it, or give CoNNTrA the layers to train as a model of their own"
+                    )
                 if not parameter.is_floating_point():
                     raise InputError(f"{kind!r} of {stage.name!r} must be of floating-point numbers")
                 if not parameter.is_contiguous():
@@ -112,7 +119,8 @@ class Trainer:
             elif self.settings.start == "random":
                 scale = usual[stage.name]
             else:
-                scale = fitting_scale(weight, values) or usual[stage.name]
+                exact = values.scale_of(self._discrete(stage))
+                scale = exact or fitting_scale(weight, values) or usual[stage.name]
             self.scales[stage.name] = scale
             if self.settings.start == "random":
                 weight.copy_(values.draw(weight, scale, generator))
@@ -124,6 +132,26 @@ class Trainer:
                     bias.fill_(whole.nearest_zero() * scale)
                 else:
                     bias.copy_(whole.decode(whole.codes(bias, scale), scale, bias))
+
+    def _discrete(self, stage: Stage) -> list[Tensor]:
+        """The weights of a layer that are from the set, with the same scale."""
+        layer = stage.layer
+        return [layer.weight, *([layer.bias] if layer.bias is not None and self.settings.biases else [])]
+
+    def follow(self) -> None:
+        """Let the scales be those of the weights, which somebody may have loaded from an earlier moment.
+
+        Raises:
+            StateError: if some weights are not from the set.
+        """
+        for stage in self.chain.stages:
+            scale = self.settings.values.scale_of(self._discrete(stage), self.scales[stage.name])
+            if scale is None or (self.settings.scale is None and scale != 1):
+                raise StateError(
+                    f"the weights of {stage.name!r} are no longer from the set: load weights that CoNNTrA has trained, "
+                    'or begin with the nearest ones by CoNNTrA(model, start="round")'
+                )
+            self.scales[stage.name] = scale
 
     def sites(self, values: ValueSet | None = None, frozen: Mapping[str, Tensor] | None = None) -> Sites:
         """The tensors that a sweep works on.
@@ -145,6 +173,7 @@ class Trainer:
     def cache(self, x: Tensor, y: Tensor) -> Cache:
         """The activations of the network for some examples."""
         like = self.chain.stages[0].layer.weight
+        x, y = (part.clone() if part.is_inference() else part for part in (x, y))  # autograd refuses such tensors
         return Cache(self.chain, x.to(like), y.to(like.device), self.settings.loss, self.temperature)
 
     def sweep(
@@ -168,7 +197,23 @@ class Trainer:
             frozen: see :meth:`sites`.
             memory: of the sweeps before.
         """
-        begin, variant = time.perf_counter(), variant or self.settings.variant
+        if torch.is_inference_mode_enabled():
+            raise StateError("CoNNTrA trains by gradients: call it outside torch.inference_mode")
+        self.follow()
+        with self._plain():
+            return self._sweep(x, y, generator, variant or self.settings.variant, values, frozen, memory)
+
+    def _sweep(
+        self,
+        x: Tensor,
+        y: Tensor,
+        generator: torch.Generator,
+        variant: Variant,
+        values: ValueSet | None,
+        frozen: Mapping[str, Tensor] | None,
+        memory: Memory | None,
+    ) -> Sweep:
+        begin = time.perf_counter()
         cache = self.cache(x, y)
         before = cache.total / len(y)
         self.temper(cache)
@@ -193,14 +238,28 @@ class Trainer:
             seconds=time.perf_counter() - begin,
         )
 
+    def _plain(self) -> AbstractContextManager[object]:
+        """No autocast: what a trial computes must have the type of what is kept."""
+        return torch.autocast(self.chain.stages[0].layer.weight.device.type, enabled=False)
+
     @torch.no_grad()
     def accuracy(self, x: Tensor, y: Tensor, block: int = 8192) -> float:
-        """Share of examples whose greatest output is that of their class, in percent."""
+        """Share of examples whose greatest output is that of their class, in percent.
+
+        Raises:
+            InputError: if ``y`` are no classes.
+        """
+        if y.ndim != 1 or y.is_floating_point():
+            raise InputError(
+                f"accuracy is of classes, whole numbers of shape (N,); these targets are {y.dtype} of shape "
+                f"{tuple(y.shape)}: leave out validation="
+            )
         like = self.chain.stages[0].layer.weight
         hits = 0
         for first in range(0, len(x), block):
             part = x[first : first + block].to(like)
-            outputs = self.chain.forward(self.chain.first(part))
+            with self._plain():
+                outputs = self.chain.forward(self.chain.first(part))
             hits += int((outputs.argmax(1).cpu() == y[first : first + block].cpu()).sum())
         return 100 * hits / len(x)
 
@@ -245,20 +304,25 @@ def check_variant(variant: str) -> None:
 def fitting_scale(weight: Tensor, values: ValueSet) -> float | None:
     """The scale at which the nearest values come closest to given weights in the mean square, or nearly.
 
-    By turns the nearest values at a scale, and the best scale for these. None if no such scale is above zero.
+    By turns the nearest values at a scale, and the best scale for these, from several beginnings. None if no such scale
+    is above zero.
 
     >>> round(fitting_scale(torch.tensor([0.5, -0.5, 0.0, 0.5]), ValueSet((-1.0, 0.0, 1.0))), 6)
     0.5
     """
     weight = weight.detach().double()
-    scale = float(weight.square().mean().sqrt()) / math.sqrt(values.mean_square)
-    if not scale > 0:
+    usual = float(weight.square().mean().sqrt()) / math.sqrt(values.mean_square)
+    if not usual > 0:
         return None
-    for _ in range(_LLOYD):
-        nearest = values.decode(values.codes(weight, scale), 1.0, weight)
-        norm = float(nearest.square().sum())
-        better = float((weight * nearest).sum()) / norm if norm else 0.0
-        if not better > 0:
-            break
-        scale = better
-    return scale
+    found = []
+    for beginning in _BEGINNINGS:
+        scale, error = usual * beginning, math.inf
+        for _ in range(_LLOYD):
+            nearest = values.decode(values.codes(weight, scale), 1.0, weight)
+            norm = float(nearest.square().sum())
+            better = float((weight * nearest).sum()) / norm if norm else 0.0
+            if not better > 0:
+                break
+            scale, error = better, float((weight - better * nearest).square().sum())
+        found.append((error, scale))
+    return min(found)[1]

@@ -83,6 +83,29 @@ class ValueSet:
         """The inverse of :meth:`codes`."""
         return self.tensor(like, scale)[codes.long()]
 
+    def scale_of(self, weights: Sequence[Tensor], *first: float) -> float | None:
+        """A scale at which all of these weights are in the set, to rounding; None if there is none.
+
+        Args:
+            weights: of one layer, of the same type.
+            first: scales to try before others.
+
+        >>> ValueSet((-1.0, 0.0, 1.0)).scale_of([torch.tensor([0.3, 0.0]), torch.tensor([-0.3])])
+        0.30000001192092896
+        >>> ValueSet((-1.0, 0.0, 1.0)).scale_of([torch.tensor([0.3, 0.0, 0.1])])
+        """
+        seen = torch.unique(torch.cat([weight.detach().flatten() for weight in weights]))
+        if len(seen) > len(self.values) or not bool(seen.isfinite().all()):
+            return None
+        room = 4 * torch.finfo(seen.dtype).eps
+        seen = seen.double()
+        farthest = float(seen[seen.abs().argmax()])
+        for scale in (*first, *(farthest / value for value in self.values if farthest * value > 0)):
+            near = self.decode(self.codes(seen, scale), 1.0, seen)
+            if bool(((seen - scale * near).abs() <= room * abs(farthest)).all()):
+                return scale
+        return None
+
     def draw(self, like: Tensor, scale: float, generator: torch.Generator) -> Tensor:
         """Weights drawn evenly from the set, in the shape, type and device of ``like``."""
         codes = torch.randint(len(self.values), tuple(like.shape), generator=generator)

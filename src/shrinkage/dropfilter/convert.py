@@ -160,9 +160,9 @@ def revert(model: nn.Module) -> int:
         How many layers were converted.
     """
     converted = [(module, rule) for _, module, rule in _ruled(model) if not isinstance(module, _Dropping)]
-    for _, rule in converted:
+    for module, rule in converted:
         rule.p = 0.0  # compiled code looks at the rate, not at which hooks are there
-        rule.detach()
+        rule.detach(module)
     return len(converted)
 
 

@@ -80,7 +80,7 @@ class Rule(ABC):
         """The mean of what an output is multiplied by in training, before any scaling."""
 
     @abstractmethod
-    def cover(self, module: nn.Module, x: Tensor) -> None:
+    def cover(self, module: nn.Module, x: Tensor | None) -> None:
         """Hide the Parameters of a layer that is about to be called in training."""
 
     @abstractmethod
@@ -95,25 +95,31 @@ class Rule(ABC):
             module.register_forward_hook(self._after, always_call=True),
         ]
 
-    def detach(self) -> None:
+    def detach(self, module: nn.Module) -> None:
         """Leave the module alone."""
+        _uncover(module)
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _uncover(module)  # a call that was interrupted from the keyboard runs no hooks
         if module.training and self.p > 0:
-            self.cover(module, args[0] if args else kwargs["input"])
+            self.cover(module, next(iter(args or kwargs.values()), None))
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor | None) -> Tensor | None:
-        for name in _NAMES:
-            if name in module._parameters:
-                module.__dict__.pop(name, None)
+        _uncover(module)
         if output is None or self.p == 0:
             return output
         if module.training:
             return self.trained(output)
         return output * self.expectation if self.scaling == "test" else output
+
+
+def _uncover(module: nn.Module) -> None:
+    for name in _NAMES:
+        if name in module._parameters:
+            module.__dict__.pop(name, None)
 
 
 class FilterRule(Rule):
@@ -126,7 +132,7 @@ class FilterRule(Rule):
         """1 − p."""
         return 1 - self.p
 
-    def cover(self, module: nn.Module, x: Tensor) -> None:
+    def cover(self, module: nn.Module, x: Tensor | None) -> None:
         """Put masked tensors in the place of filter and bias; autograd masks their gradients."""
         for name, parameter in own_parameters(module):
             mask = kept(parameter, self.p)
@@ -149,9 +155,11 @@ class PlusRule(Rule):
         """½, for any p > 0."""
         return 0.5
 
-    def cover(self, module: nn.Module, x: Tensor) -> None:
+    def cover(self, module: nn.Module, x: Tensor | None) -> None:
         """Put tensors of the same values in the place of filter and bias, whose gradients are multiplied."""
-        n = max(positions(module, x), 1)  # of an empty batch, or an input that the layer itself will refuse
+        n = (
+            1 if x is None else max(positions(module, x), 1)
+        )  # of an empty batch, or an input that the layer will refuse
         keep = 1 - self.p
         for name, parameter in own_parameters(module):
             mask = keep + torch.randn_like(parameter) * (self.p * keep / n) ** 0.5

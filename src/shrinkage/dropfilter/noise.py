@@ -49,12 +49,16 @@ def kept(like: Tensor, p: float) -> Tensor:
 
 
 def _fast(like: Tensor) -> bool:
-    """Whether 64 bits may be drawn at once; compilers fuse the plain form, and it is as good on a GPU."""
-    return like.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether 64 bits may be drawn at once.
+
+    Compilers fuse the plain form, it is as good on a GPU, and ``vmap`` knows how to draw it for each of its elements.
+    """
+    plain = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    return like.device.type == "cpu" and not plain
 
 
 def _bits(like: Tensor, dtype: torch.dtype) -> Tensor:
     """Whole numbers of all values of ``dtype``, laid out as ``torch.empty_like(like)`` is."""
     count, share = like.numel(), 8 // dtype.itemsize
-    drawn = torch.empty(-(-count // share), dtype=torch.int64).random_(-(2**63), None).view(dtype)
+    drawn = torch.empty(-(-count // share), dtype=torch.int64, device="cpu").random_(-(2**63), None).view(dtype)
     return drawn.as_strided(like.size(), torch.empty_like(like, device="meta").stride())

@@ -33,6 +33,7 @@ def measure(
         InputError: if there are no batches, or a reader sees fewer than three observations in all of them.
         StateError: if an activation is NaN or infinite.
     """
+    _check_batches(batches)
     found = [[Moments(len(group.sets)) for _ in group.readers[:readers]] for group in groups]
     pairs = [
         (group, reader, sums)
@@ -58,6 +59,17 @@ def measure(
                 f"rows on these batches: correlations need {_LEAST} at least, better many times the number of neurons"
             )
     return found
+
+
+def _check_batches(batches: Iterable[Any]) -> None:
+    """Raise ``InputError`` for a batch in the place of a list of them."""
+    alone = isinstance(batches, Tensor)
+    if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
+        alone = batches[0].is_floating_point() and not batches[1].is_floating_point()  # inputs and classes
+    if alone:
+        raise InputError(
+            "this is one batch, and NoiseOut goes through several: pass a list or a loader, as [x] or [(x, y)]"
+        )
 
 
 def call(model: nn.Module, batch: Any, inputs: int = 1) -> Any:

@@ -1,4 +1,4 @@
-r"""NoiseOut: neurons that say the same are folded into one, and noise outputs make them say the same.
+r"""NoiseOut: neurons that say the same are folded into one, beside outputs that are to predict noise.
 
 Of two neurons with activations :math:`h_A \approx a\,h_B + b` one is enough. Every reader :math:`k` of both takes the
 first one's part over,
@@ -8,7 +8,8 @@ first one's part over,
 
 and neuron A leaves the network with its row and column. With :math:`|\rho| = 1` the function is the same but for
 rounding. A constant neuron goes into the biases alone. In training, further outputs beside the model's own are asked
-for random numbers that nobody can know: that drives correlations up (see :mod:`shrinkage.noiseout.noise`).
+for random numbers that nobody can know, which in the paper drives correlations up (see
+:mod:`shrinkage.noiseout.noise`).
 
 Source: Babaeizadeh, Smaragdis, Campbell, "NoiseOut: A Simple Way to Prune Neural Networks", 2016, arXiv 1611.06211.
 The paper's stop rule, its choice between the two of a pair and the parameters of its noise are not known here. Chosen
@@ -161,9 +162,8 @@ class NoiseOut:
             beside = NoiseOutputs(self._head, head, self._noise, self._outputs, self._strength, self._seed)
             if self._pending is not None:
                 beside.load_state_dict(self._pending)
-                self._pending = None
             beside.begin(head, inner, scaler)
-            self._beside = beside
+            self._beside, self._pending = beside, None
         self._optimizers = inner
         return self
 
@@ -266,10 +266,10 @@ class NoiseOut:
     ) -> Shrunk:
         """Remove, train, and again, until the budget is met.
 
-        With a tolerance a round removes a share of the neurons that are left. After the recovery training the
-        score may be lower than at the beginning by the tolerance; else the round is taken back, with the optimisers'
-        memory, and the share is halved. It ends after so many refusals, or when one neuron is too much, or when no more
-        can go.
+        With a tolerance a round removes a share of the neurons that are left. After the recovery training the score may
+        be lower than at the beginning by the tolerance; else, or if it is not finite, the round is taken back, with the
+        optimisers' memory, and the share is halved. It ends after so many refusals, or when one neuron is too much, or
+        when no more can go. Where ``train`` or ``score`` raise an error, the round is taken back before it goes on.
 
         Args:
             train: is given the model, and trains it for a while: the recovery after each removal.
@@ -289,8 +289,8 @@ class NoiseOut:
 
         Raises:
             InputError: for a budget that cannot be.
-            StateError: if the score is not a finite number.
-            TargetError: if fewer can go than are asked for by number.
+            StateError: if the score at the beginning, or with a number as the budget, is not finite.
+            TargetError: if fewer can go than are asked for by number; nothing is changed then.
         """
         if sum(each is not None for each in (tolerance, neurons, parameters)) != 1:
             raise InputError("run() needs one budget: tolerance=0.5 (of the score), neurons=100 or parameters=50_000")
@@ -309,6 +309,7 @@ class NoiseOut:
             done = while_good(self, self._model, train, batches, score, tolerance, hold, share, refusals)
         else:
             quota_of(self.neurons, self.parameters, neurons, parameters)
+            self._hidden.check_reach(neurons, parameters)
             whole("rounds", rounds, 1, 100_000, "of removals")
             done = to_target(self, self._model, train, batches, score, neurons, parameters, rounds)
         rounds_done = tuple(done)

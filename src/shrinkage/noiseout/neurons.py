@@ -65,14 +65,29 @@ class Neurons:
     @property
     def fewest(self) -> int:
         """How many parameters are left when all neurons have gone that can."""
+        return self._emptied()[1]
+
+    def check_reach(self, neurons: int | None, parameters: int | None) -> None:
+        """Raise ``TargetError`` if fewer neurons can go than asked for, or more parameters are left in the end."""
+        most, fewest = self._emptied()
+        if parameters is not None and fewest > parameters:
+            raise TargetError(
+                f"{fewest:,} parameters are left where every layer has one neuron: {parameters:,} cannot be reached"
+            )
+        if neurons is not None and neurons > most:
+            raise _too_few(most, neurons)
+
+    def _emptied(self) -> tuple[int, int]:
+        """How many neurons can go, and how many parameters are left then."""
         foldable, groups = self._look()
         stock = self._stock(foldable, groups)
         units = [(index, unit) for index, group in enumerate(groups) for unit in range(len(group.sets))]
+        count = len(units)
         while stay := [(index, unit) for index, unit in units if not stock.take(index, unit)]:
             if len(stay) == len(units):
                 break
             units = stay  # what could not go may be able to without others that have gone since
-        return foldable.parameters_left(self._model)(stock.kept)
+        return count - len(stay), foldable.parameters_left(self._model)(stock.kept)
 
     def correlation(self, batches: Iterable[Any]) -> dict[str, float]:
         """The mean of :math:`|ρ|` over all pairs of a layer that are not constant; NaN where fewer than two vary."""
@@ -103,17 +118,12 @@ class Neurons:
             TargetError: if fewer can go; nothing is changed then.
         """
         quota = quota_of(self._sizes, self.parameters, neurons, parameters)
-        if parameters is not None and (fewest := self.fewest) > parameters:
-            raise TargetError(
-                f"{fewest:,} parameters are left where every layer has one neuron: {parameters:,} cannot be reached"
-            )
+        if parameters is not None:
+            self.check_reach(None, parameters)
         wanted = sum(quota or ()) if isinstance(neurons, Mapping) else neurons
         foldable, groups, relations, steps = self._chosen(batches, wanted, quota, parameters)
         if wanted is not None and len(steps) < wanted:
-            raise TargetError(
-                f"only {len(steps)} of {wanted} neurons can go: every layer keeps one, and groups of a "
-                "convolution stay alike"
-            )
+            raise _too_few(len(steps), wanted)
         return self._remove(foldable, groups, relations, steps, optimizers, beside)
 
     def prune_up_to(
@@ -221,6 +231,12 @@ class Neurons:
         for step in steps:
             self._sizes[names[step.group]] -= 1
         return [Fold(names[s.group], s.unit, s.partner, math.sqrt(s.explained)) for s in steps]
+
+
+def _too_few(found: int, wanted: int) -> TargetError:
+    return TargetError(
+        f"only {found} of {wanted} neurons can go: every layer keeps one, and groups of a convolution stay alike"
+    )
 
 
 def _moved(inputs: Arguments, model: nn.Module) -> Arguments:

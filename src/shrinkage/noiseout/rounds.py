@@ -85,8 +85,12 @@ def while_good(
         count = len(shrinking.prune_up_to(batches, math.ceil(share * sum(shrinking.neurons.values()))).folds)
         if not count:
             return
-        train(model)
-        value = number(score(model))
+        try:
+            train(model)
+            value = number(score(model), finite=False)
+        except BaseException:  # an interruption from the keyboard, too
+            back()
+            raise
         kept = value >= wanted
         yield Round(sum(shrinking.neurons.values()), shrinking.parameters, value, kept)
         if not kept:
@@ -97,17 +101,17 @@ def while_good(
                 return
 
 
-def number(value: object) -> float:
+def number(value: object, finite: bool = True) -> float:
     """A score.
 
     Raises:
         InputError: if it is no number.
-        StateError: if it is not finite.
+        StateError: if it is not finite, and must be.
     """
     try:
         found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise InputError(f"score returned {type(value).__name__}; return one number, such as the accuracy") from error
-    if not math.isfinite(found):
+    if finite and not math.isfinite(found):
         raise DivergedError(f"score returned {found}: the training has diverged, or there is no held-out data")
     return found
