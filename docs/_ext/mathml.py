@@ -16,11 +16,14 @@ from sphinx.application import Sphinx
 def translate(tex: str, *, as_block: bool) -> str:
     """MathML, with bars set close to what they enclose and not like an operator between two terms.
 
+    Braces stay as high as the line, and a minus behind an opening one belongs to the number.
     Norms and absolute values become one term, so that an exponent is that of the whole and not of the bar before it.
     """
     whole = re.sub(r"\\l([Vv])ert\b(.*?)\\r\1ert\b", r"{\\l\1ert\2\\r\1ert}", tex)
     mathml: str = tex2mathml(whole, as_block=as_block)
-    return mathml.replace('<mo stretchy="false">|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')
+    mathml = mathml.replace('<mo stretchy="false">|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>')
+    mathml = re.sub(r"<mo>([{}])</mo>", r'<mo stretchy="false">\1</mo>', mathml)
+    return re.sub(r"(<mo[^>]*>[({]</mo>\s*)<mo>−</mo>", r'\1<mo form="prefix">−</mo>', mathml)
 
 
 def inline(writer: Any, node: nodes.math) -> None:
