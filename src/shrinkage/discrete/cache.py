@@ -265,8 +265,9 @@ class Cache:
         for index in range(first, last):
             self._columns[stage + 1].pop(index, None)
         for later, (z_after, outputs) in enumerate(trial.further, stage + 1):
-            self._z[later].index_copy_(0, rows, z_after[mine])
-            self._z_of[later].index_copy_(1, rows, z_after[mine].transpose(0, 1))
+            z_mine = z_after[mine]
+            self._z[later].index_copy_(0, rows, z_mine)
+            self._z_of[later].index_copy_(1, rows, z_mine.transpose(0, 1))
             self._inputs[later + 1].index_copy_(1, rows, outputs[mine].transpose(0, 1))
             self._columns[later + 1].clear()
         if trial.further:

@@ -157,9 +157,8 @@ class PlusRule(Rule):
 
     def cover(self, module: nn.Module, x: Tensor | None) -> None:
         """Put tensors of the same values in the place of filter and bias, whose gradients are multiplied."""
-        n = (
-            1 if x is None else max(positions(module, x), 1)
-        )  # of an empty batch, or an input that the layer will refuse
+        seen = 0 if x is None else positions(module, x)
+        n = max(seen, 1)  # of an empty batch, or an input that the layer itself will refuse
         keep = 1 - self.p
         for name, parameter in own_parameters(module):
             mask = keep + torch.randn_like(parameter) * (self.p * keep / n) ** 0.5
